@@ -1,0 +1,90 @@
+"""Distances and costs, one number an example.
+
+A distance compares two arrays of one shape and returns `[b]`: the mean over
+all other axes, so that no width or sequence length weighs in by its size.
+Masks and means over the batch are taken once, in `step.py`.
+"""
+
+from collections.abc import Callable
+
+import jax
+from jax import numpy as jnp
+
+from td_jax import types
+
+Distance = Callable[[types.Array, types.Array], types.PerExample]
+
+
+def _mean(values: types.Array) -> types.PerExample:
+  """Mean over all axes but the first."""
+  return values.reshape(values.shape[0], -1).mean(axis=-1)
+
+
+def l2(a: types.Hidden, b: types.Hidden) -> types.PerExample:
+  """Mean squared difference (the paper's d, section 3.3)."""
+  return _mean(jnp.square(a - b))
+
+
+def cosine(a: types.Hidden, b: types.Hidden) -> types.PerExample:
+  """1 - cosine of the angle along the last axis; 0 for equal directions."""
+  # The floor is inside the root: the gradient of |0| stays finite.
+  a, b = (
+    v * jax.lax.rsqrt(jnp.maximum(jnp.sum(v * v, -1, keepdims=True), 1e-12))
+    for v in (a, b)
+  )
+  return _mean(1.0 - jnp.sum(a * b, axis=-1))
+
+
+def pearson(a: types.Hidden, b: types.Hidden) -> types.PerExample:
+  """1 - Pearson correlation along the last axis (Huang et al., 2022)."""
+  return cosine(
+    a - a.mean(axis=-1, keepdims=True), b - b.mean(axis=-1, keepdims=True)
+  )
+
+
+def kl(
+  a: types.Hidden, b: types.Hidden, *, temperature: float = 1.0
+) -> types.PerExample:
+  """T^2 KL(softmax(b / T) || softmax(a / T)) along the last axis.
+
+  `b` is the side that is believed. T^2 keeps the gradient's size as T grows
+  (Hinton et al., 2015).
+  """
+  log_a = jax.nn.log_softmax(a / temperature)
+  log_b = jax.nn.log_softmax(b / temperature)
+  return temperature**2 * _mean(
+    jnp.sum(jnp.exp(log_b) * (log_b - log_a), axis=-1)
+  )
+
+
+DISTANCES: dict[str, Distance] = {
+  'l2': l2,
+  'cosine': cosine,
+  'pearson': pearson,
+  'kl': kl,
+}
+
+
+def between_states(
+  distance: Distance, a: types.States, b: types.States
+) -> types.PerExample:
+  """d(low, low') + d(high, high'): each part is a mean of its own width."""
+  return distance(a.low, b.low) + distance(a.high, b.high)
+
+
+def squared_error(output: types.Array, y: types.Array) -> types.PerExample:
+  """(output - y)^2 for outputs and ratings [b]."""
+  return jnp.square(output - y)
+
+
+def cross_entropy(output: types.Array, y: types.Array) -> types.PerExample:
+  """-log softmax(output)[y] for logits [b, classes] and classes int [b]."""
+  # cast to fp32 for softmax
+  log_p = jax.nn.log_softmax(output.astype(jnp.float32))
+  return -jnp.take_along_axis(log_p, y[:, None], axis=-1)[:, 0]
+
+
+COSTS: dict[str, Distance] = {
+  'squared_error': squared_error,
+  'cross_entropy': cross_entropy,
+}

@@ -1,0 +1,11 @@
+"""L(y, y_g): the downstream task's own cost."""
+
+from td_jax import losses
+from td_jax.methods import base
+
+
+def task(cost: losses.Distance) -> base.Method:
+  """The student learns from the labels; `cost` is of `losses.COSTS`."""
+  return base.stateless(
+    lambda lesson: (cost(lesson.student.output, lesson.batch.y), {})
+  )

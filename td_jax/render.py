@@ -1,0 +1,297 @@
+"""Tables in Markdown, made of finished cells."""
+
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from td_jax import errors
+from td_jax import grid
+from td_jax import methods
+from td_jax import paper
+from td_jax import report
+
+Cell = Mapping[str, Any]  # A line of results/movielens.jsonl or images.jsonl.
+
+# Tables 1 and 2 are made of others: (the paper's, row of ours: the paper's).
+_OVERALL = {
+  '1': (
+    ('3', '4'),
+    paper.TABLE1,
+    {
+      name: name if name in paper.TABLE1 else ''
+      for name in methods.METHODS
+      if name != 'scratch'
+    },
+  ),
+  '2': (
+    ('5', '6'),
+    paper.TABLE2,
+    {
+      'td, k=0': 'no_interaction',
+      'td': '1_iteration',
+      'td, k=2': 'more_iterations',
+    },
+  ),
+}
+NAMES = tuple(sorted({*grid.TABLES, *_OVERALL}))
+_SPARSE = 4  # The last so many genres stand for the paper's ML(Sparse).
+
+
+def needs(name: str) -> tuple[str, ...]:
+  """The tables of `grid.TABLES` whose cells table `name` shows."""
+  return _OVERALL[name][0] if name in _OVERALL else (name,)
+
+
+def table(name: str, cells: Mapping[str, Sequence[Cell]]) -> str:
+  """Table `name` in Markdown.
+
+  Args:
+    name: Of `NAMES`.
+    cells: For each domain its finished cells; of several of one row and column
+      the last counts.
+
+  Raises:
+    errors.DataError: nothing of it has been run.
+  """
+  if name in _OVERALL:
+    return _overall(name, cells)
+  shown = grid.TABLES[name]
+  found = _Found(shown.domain, cells[shown.domain])
+  rows = [row for row in shown.rows if row in found.rows]
+  if not rows:
+    raise errors.DataError(
+      f'no row of table {name} has run in all its columns; run it without '
+      '--render first.'
+    )
+  columns = found.columns
+  seeds = _span(
+    len(found[row, column]['seeds']) for row in rows for column in columns
+  )
+  better = 'lower' if found.lower_is_better else 'higher'
+  lines = [
+    f'**Table {name}: {shown.title}.** Test {found.metric}, mean +- standard '
+    f'error over {seeds} seeds; {better} is better.',
+    '',
+    '| | '
+    + ' | '.join(columns)
+    + ' | mean | over scratch | minus best baseline (p) | paper | paper, over '
+    'scratch | s a seed |',
+    '|---' * (len(columns) + 7) + '|',
+  ]
+  for control, scores in found.controls():
+    lines.append(_line([control, *_plain(scores), f'{np.mean(scores):.4f}']))
+  scores = found.teacher()
+  if scores:
+    lines.append(
+      _line(
+        [
+          'teacher (frozen)',
+          *_plain(scores),
+          f'{np.mean(scores):.4f}',
+          '',
+          '',
+          _printed(shown, 'teacher', columns),
+        ]
+      )
+    )
+  lines += [_line(_cells(found, shown, row)) for row in rows]
+  used = [found[row, column] for row in rows for column in columns]
+  minutes = sum(cell['seconds'] for cell in used) / 60
+  commits = ', '.join(sorted({cell['commit'] for cell in used}))
+  lines += [
+    '',
+    f'{_span(cell["steps"] for cell in used)} steps of batch '
+    f'{_span(cell["batch_size"] for cell in used)}; all cells '
+    f'{minutes:.0f} min; commit {commits}.',
+    '',
+  ]
+  return '\n'.join(lines)
+
+
+class _Found:
+  """Finished cells of a domain, by row and column."""
+
+  def __init__(self, domain, cells):
+    self._cells = {(cell['row'], cell['column']): cell for cell in cells}
+    present = {column for _, column in self._cells}
+    self.columns = [c for c in grid.COLUMNS[domain] if c in present]
+    named = dict.fromkeys(row for row, _ in self._cells)
+    # Means are of rows that ran in all columns.
+    self.rows = [
+      row
+      for row in named
+      if all((row, column) in self._cells for column in self.columns)
+    ]
+    self.metric = cells[0]['metric'] if cells else ''
+    self.lower_is_better = self.metric == 'rmse'
+
+  def __getitem__(self, at):
+    return self._cells[at]
+
+  def per_seed(self, row):
+    """Test scores [columns, seeds] of a row."""
+    return np.asarray(
+      [self[row, column]['test']['per_seed'] for column in self.columns]
+    )
+
+  def controls(self):
+    """(name, scores) of what needs no network, where all columns have it."""
+    cells = [self[self.rows[0], column] for column in self.columns]
+    for control in cells[0]['controls']:
+      yield control, [cell['controls'][control]['test'] for cell in cells]
+
+  def teacher(self):
+    """The frozen teacher's scores, [] where no row had one."""
+    for row in self.rows:
+      cells = [self[row, column]['teacher'] for column in self.columns]
+      if all(cells):
+        return [cell['test'] for cell in cells]
+    return []
+
+  def over_scratch(self, scores):
+    """Relative improvement [columns] of scores [columns], in percent."""
+    scratch = self.per_seed('scratch').mean(axis=1)
+    change = 100 * (np.asarray(scores) - scratch) / scratch
+    return -change if self.lower_is_better else change
+
+  def best_baseline(self, row):
+    """Of the other rows that are baselines, by mean; None if there is none."""
+    others = [r for r in grid.BASELINES if r in self.rows and r != row]
+    best = min if self.lower_is_better else max
+    return best(others, key=lambda r: self.per_seed(r).mean(), default=None)
+
+
+def _cells(found, shown, row):
+  """The texts of one row."""
+  cells = [found[row, column] for column in found.columns]
+  name = row
+  if 'talk' in methods.METHODS[cells[0]['method']]:
+    name += '' if 'k=' in row else f' (k={_span(c["k"] for c in cells)})'
+  per_seed = found.per_seed(row)
+  texts = [name]
+  for cell in cells:
+    error = cell['test']['standard_error']
+    texts.append(
+      f'{cell["test"]["mean"]:.4f}'
+      + ('' if error is None else f' +- {error:.4f}')
+    )
+  texts.append(f'{per_seed.mean():.4f}')
+  over = ''
+  if 'scratch' in found.rows and row != 'scratch':
+    over = f'{found.over_scratch(per_seed.mean(axis=1)).mean():+.2f}%'
+  texts += [over, _apart(found, row), _printed(shown, row, found.columns)]
+  texts.append(_printed_over(shown, row, found))
+  seconds = sum(c['seconds'] for c in cells) / per_seed.size
+  return [*texts, f'{seconds:.1f}']
+
+
+def _apart(found, row):
+  """The row minus the best baseline, paired seed by seed, and its p."""
+  other = found.best_baseline(row)
+  if other is None:
+    return ''
+  ours, theirs = (found.per_seed(r).mean(axis=0) for r in (row, other))
+  count = min(len(ours), len(theirs))  # The first seeds are the same.
+  gap = report.spread(ours[:count] - theirs[:count])
+  if count < 2:
+    return f'{gap["mean"]:+.4f} to {other}'
+  error = gap['standard_error']
+  text = f'{gap["mean"]:+.4f} +- {error:.4f} to {other}'
+  if not error:
+    return text
+  p = 2 * stats.t.sf(abs(gap['mean']) / error, count - 1)  # Student's, paired.
+  return f'{text} ({p:.2g})'
+
+
+def _numbers(printed, columns):
+  """The paper's numbers of a row in these columns."""
+  if isinstance(printed, paper.Scores):
+    return [printed.mean[grid.COLUMNS['movielens'].index(c)] for c in columns]
+  return [getattr(printed, column) for column in columns]
+
+
+def _printed(shown, row, columns):
+  """The mean of the paper's numbers, or ''."""
+  key = shown.rows.get(row, row)
+  if key not in shown.printed:
+    return ''
+  return f'{np.mean(_numbers(shown.printed[key], columns)):.4f}'
+
+
+def _printed_over(shown, row, found):
+  """The paper's relative improvement over its scratch, as the paper has it."""
+  key = shown.rows.get(row, row)
+  against = paper.TABLE3 if shown.domain == 'movielens' else paper.TABLE4
+  if key not in shown.printed or row == 'scratch':
+    return ''
+  scratch = np.asarray(_numbers(against['scratch'], found.columns))
+  change = np.asarray(_numbers(shown.printed[key], found.columns)) / scratch - 1
+  return f'{100 * (-change if found.lower_is_better else change).mean():+.2f}%'
+
+
+def _overall(name, cells):
+  """Tables 1 and 2: percent over scratch in five columns, and their mean."""
+  _, printed, rows = _OVERALL[name]
+  found = {domain: _Found(domain, cells[domain]) for domain in grid.COLUMNS}
+  heads = ('ML(Dense)', 'ML(Sparse)', 'CIFAR10', 'CIFAR100', 'ImageNet')
+  lines = [
+    f'**Table {name}: percent over scratch, from the tables of each domain.** '
+    f'ML(Dense) is {grid.COLUMNS["movielens"][0]}, ML(Sparse) the mean of '
+    f'{", ".join(grid.COLUMNS["movielens"][-_SPARSE:])}; the paper does not '
+    'say which genres its own is of. CIFAR at laptop scale; ImageNet needs '
+    'TPUs and has not run. Means are true means of the columns that are there.',
+    '',
+    '| | ' + ' | '.join(heads) + ' | mean | paper: ' + ' | '.join(heads) + ' |'
+    ' true mean |',
+    '|---' * 13 + '|',
+  ]
+  for row, key in rows.items():
+    ours = _improvements(found, row)
+    if not ours:
+      continue
+    texts = [row, *(f'{ours[h]:+.2f}' if h in ours else '' for h in heads)]
+    texts.append(f'{np.mean(list(ours.values())):+.2f}')
+    if key in printed:
+      numbers = list(printed[key])[: len(heads)]
+      texts += [*(f'{n:+.2f}' for n in numbers), f'{np.mean(numbers):+.2f}']
+    lines.append(_line(texts))
+  if len(lines) == 4:
+    raise errors.DataError(
+      f'none of the rows of table {name} has run; run it without --render '
+      'first.'
+    )
+  return '\n'.join([*lines, ''])
+
+
+def _improvements(found, row):
+  """Percent over scratch by column of tables 1 and 2, where it has run."""
+  shown = {}
+  ratings, images = found['movielens'], found['images']
+  if {row, 'scratch'} <= set(ratings.rows):
+    over = ratings.over_scratch(ratings.per_seed(row).mean(axis=1))
+    shown['ML(Dense)'] = over[0]
+    shown['ML(Sparse)'] = np.mean(over[-_SPARSE:])
+  if {row, 'scratch'} <= set(images.rows):
+    over = images.over_scratch(images.per_seed(row).mean(axis=1))
+    shown |= {
+      column.upper(): value
+      for column, value in zip(images.columns, over, strict=True)
+    }
+  return shown
+
+
+def _plain(scores):
+  return [f'{score:.4f}' for score in scores]
+
+
+def _line(texts):
+  return '| ' + ' | '.join(texts) + ' |'
+
+
+def _span(numbers: Iterable[int]) -> str:
+  numbers = list(numbers)
+  return ' to '.join(str(n) for n in sorted({min(numbers), max(numbers)}))

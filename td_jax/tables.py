@@ -1,0 +1,182 @@
+"""The paper's tables, run and rendered: every cell through the one loop.
+
+  python -m td_jax.tables --table=3,5,7,8 --workdir=runs/movielens --seeds=10
+  python -m td_jax.tables --table=4 --workdir=runs/images --seeds=3 --teacher=DIR
+  python -m td_jax.tables --table=3 --render
+
+A finished cell is not run again, and an unfinished one goes on where it
+stopped; so the same command carries on after any interruption. Cells go to
+results/movielens.jsonl or results/images.jsonl, and each table is rendered from
+them to results/tableN.md, and into README.md where it has a place for it.
+"""
+
+import argparse
+from collections.abc import Sequence
+import datetime
+import json
+import pathlib
+import sys
+import time
+
+from absl import logging
+import jax
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+
+from configs import movielens as movielens_config
+from td_jax import errors
+from td_jax import grid
+from td_jax import preemption
+from td_jax import render
+from td_jax import report
+from td_jax import train
+
+_KEPT = (
+    'method', 'k', 'seeds', 'steps', 'batch_size', 'train_examples',
+    'best_step', 'seconds', 'metric', 'validation', 'test', 'teacher',
+    'controls', 'commit', 'python', 'versions',
+)  # fmt: skip
+
+
+def run(
+  names: Sequence[str],
+  workdir: pathlib.Path,
+  results: pathlib.Path,
+  *,
+  seeds: int,
+  teacher: str = '',
+  watch,
+  log,
+) -> None:
+  """Runs the cells that tables `names` lack; each is a line of its file.
+
+  Args:
+    names: Of `grid.TABLES`.
+    workdir: Where the runs are.
+    results: The folder of the files.
+    seeds: Of each cell; one that has fewer is run again.
+    teacher: Of images: the folder of published weights.
+    watch: Says when to stop.
+    log: Takes lines for whoever watches.
+  """
+  report.environment()  # Of the code that this process has read.
+  # Programs of a row are the same in all genres, and take seconds to compile.
+  jax.config.update('jax_compilation_cache_dir', str(workdir / 'compiled'))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+  cells = []
+  for name in names:
+    table = grid.TABLES[name]
+    file = results / f'{table.domain}.jsonl'
+    done = {
+      (row['row'], row['column'])
+      for row in read(file)
+      if len(row['seeds']) >= seeds
+    }
+    cells += [
+      cell
+      for row in table.rows
+      for column in grid.COLUMNS[table.domain]
+      if (row, column) not in done
+      and (cell := (table.domain, row, column)) not in cells
+    ]
+  began = time.monotonic()
+  for number, (domain, row, column) in enumerate(cells, start=1):
+    found = train.run(
+      grid.config(
+        domain,
+        row,
+        column,
+        seeds=seeds,
+        teacher=_teacher(domain, workdir, teacher, watch=watch, log=log),
+        kept=str(workdir / 'kept'),
+      ),
+      workdir / f'{column}-{row}-{seeds}'.replace(' ', '_').replace(',', ''),
+      watch=watch,
+      log=log,
+    )
+    kept = {name: found.get(name) for name in _KEPT}
+    if kept['teacher']:  # Where it lies is of this machine alone.
+      kept['teacher'].pop('folder', None)
+    with (results / f'{domain}.jsonl').open('a') as f:
+      cell = kept | {'row': row, 'column': column}
+      f.write(json.dumps(cell, sort_keys=True) + '\n')
+    pace = (time.monotonic() - began) / number
+    eta = datetime.timedelta(seconds=round(pace * (len(cells) - number)))
+    score = found['test']
+    log(
+      f'cell {number}/{len(cells)}: {column}, {row}: {score["mean"]:.4f} +- '
+      f'{score["standard_error"] or 0:.4f}, ETA {eta}'
+    )
+
+
+def _teacher(domain, workdir, teacher, *, watch, log):
+  """The folder of the teacher; that of ratings is trained if it is absent."""
+  if domain != 'movielens':
+    return teacher
+  folder = workdir / 'teacher'
+  if not (folder / 'results.json').exists():
+    config = movielens_config.get_config('method=teacher')
+    train.run(config, folder, watch=watch, log=log)
+  return str(folder)
+
+
+def read(file: pathlib.Path) -> list[render.Cell]:
+  """The cells of a file; none if it is absent."""
+  if not file.exists():
+    return []
+  return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def _insert(page, name, text):
+  """Puts a table between its marks, where `page` has them."""
+  if not page.exists():
+    return
+  first, last = f'<!-- table {name} -->\n', f'<!-- end of table {name} -->\n'
+  before, mark, rest = page.read_text().partition(first)
+  _, end, after = rest.partition(last)
+  if mark and end:
+    page.write_text(before + mark + text + end + after)
+
+
+def main() -> None:
+  """Runs what is missing of tables, then renders them."""
+  logging.set_verbosity(logging.WARNING)
+  parser = argparse.ArgumentParser(description="The paper's tables.")
+  parser.add_argument(
+    '--table', default='3', help=f'some of {",".join(render.NAMES)}'
+  )
+  parser.add_argument('--workdir', default='runs/tables', type=pathlib.Path)
+  parser.add_argument('--results', default='results', type=pathlib.Path)
+  parser.add_argument('--seeds', default=5, type=int, help='of each cell')
+  parser.add_argument('--teacher', default='', help='of images: its weights')
+  parser.add_argument('--render', action='store_true', help='run nothing')
+  args = parser.parse_args()
+  names = args.table.split(',')
+  try:
+    for name in names:
+      errors.choose('--table', name, render.NAMES)
+    if not args.render:
+      run(
+        [part for name in names for part in render.needs(name)],
+        args.workdir,
+        args.results,
+        seeds=args.seeds,
+        teacher=args.teacher,
+        watch=preemption.Watch(),
+        log=lambda line: print(line, file=sys.stderr, flush=True),
+      )
+    cells = {
+      domain: read(args.results / f'{domain}.jsonl') for domain in grid.COLUMNS
+    }
+    for name in names:
+      text = render.table(name, cells)
+      (args.results / f'table{name}.md').write_text(text)
+      _insert(args.results.parent / 'README.md', name, text)
+      print(text)
+  except errors.TdError as e:
+    print(f'error: {e}', file=sys.stderr)
+    sys.exit(e.exit_code)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,165 @@
+"""8 CPU devices, strict ranks, checked shapes, and a small MovieLens."""
+
+import atexit
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+)
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# Most of a test's time is compiling: tiny programs need not be fast, and each
+# is compiled once a session. Processes that tests start inherit this: others
+# would differ in the last bits.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  _compiled = tempfile.mkdtemp(prefix='td_jax-compiled-')
+  atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+
+from jaxtyping import install_import_hook
+
+# Before anything of td_jax is imported: annotated shapes are then checked.
+install_import_hook('td_jax', 'beartype.beartype')
+
+import jax
+import numpy as np
+import pytest
+import tiny_vision
+
+from configs import movielens as movielens_config
+from td_jax import main
+from td_jax import preemption
+from td_jax.data import sources
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+def small_ratings(users=40, movies=30, rows=1500, seed=0) -> sources.Ratings:
+  """Ratings that look like MovieLens, small and made up."""
+  rng = np.random.default_rng(seed)
+  user = rng.integers(1, users + 1, rows).astype(np.int32)
+  movie = rng.integers(1, movies + 1, rows).astype(np.int32)
+  taste = rng.normal(size=users + 1), rng.normal(size=movies + 1)
+  rating = np.clip(np.round(3.5 + taste[0][user] + taste[1][movie]), 1, 5)
+  genres = rng.random((movies + 1, 3)) < 0.5
+  genres[1:, 0] |= ~genres[1:].any(axis=1)
+  return sources.Ratings(
+    user_id=user,
+    movie_id=movie,
+    rating=rating.astype(np.float32),
+    timestamp=np.sort(rng.integers(0, 10**6, rows)),
+    titles=('', *(f'The Film No {m} (1995)' for m in range(1, movies + 1))),
+    genres=genres,
+    genre_names=('Drama', 'War', 'Comedy'),
+    fingerprint='0' * 64,
+  )
+
+
+@pytest.fixture(scope='module')
+def small_movielens():
+  """movielens.load reads `small_ratings` in place of the real data."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      sources, 'movielens_100k', lambda *args, **kwargs: small_ratings()
+    )
+    yield
+
+
+@pytest.fixture(scope='session')
+def vision_data(tmp_path_factory):
+  """A folder of tiny images."""
+  return tiny_vision.folder(tmp_path_factory.mktemp('images'))
+
+
+@pytest.fixture(scope='session')
+def vision_teacher(tmp_path_factory):
+  """A tiny published teacher, with a head for those images."""
+  return tiny_vision.teacher(tmp_path_factory.mktemp('teacher'))
+
+
+class Watch(preemption.Watch):
+  """Asks for a stop once `when` returns True; never hears a signal."""
+
+  def __init__(self, when=lambda: False):
+    self._signal, self._when = None, when
+
+  @property
+  def requested(self):
+    if self._when():
+      self._signal = signal.SIGTERM
+    return super().requested
+
+
+@pytest.fixture
+def disk(tmp_path):
+  """A folder on a disk of its own, of 4 MiB."""
+  path = tmp_path / 'disk'
+  path.mkdir()
+  mounted = subprocess.run(
+    ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', str(path)],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  if mounted.returncode:
+    pytest.skip(f'no disk of its own: {mounted.stderr.strip()}')
+  yield path
+  subprocess.run(['umount', '--lazy', str(path)], check=True)
+
+
+@pytest.fixture
+def command(capfd):
+  """(args) -> (exit code, stdout, stderr), as `python -m td_jax.main`."""
+  handlers = {
+    number: signal.getsignal(number)
+    for number in (signal.SIGTERM, signal.SIGINT)
+  }
+  own = main.flags.FLAGS.flags_by_module_dict()['td_jax.main']
+
+  def run(*args):
+    main.flags.FLAGS.unparse_flags()
+    argv = ['main.py', *args]
+    code = 0
+    try:
+      with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', argv)
+        rest = main._parse(argv)
+        main.main(rest)
+    except SystemExit as e:
+      code = e.code
+    finally:
+      for name in list(main.flags.FLAGS):
+        if name.startswith('config.'):  # Made anew by each --config.
+          delattr(main.flags.FLAGS, name)
+      for flag in own:
+        flag.unparse()
+    return code, *capfd.readouterr()
+
+  yield run
+  for number, handler in handlers.items():
+    signal.signal(number, handler)
+
+
+def small_config(arg='', **overrides):
+  """configs/movielens.py, shrunk to steps of milliseconds."""
+  config = movielens_config.get_config(arg)
+  config.seeds, config.refit = 2, False
+  for run in (config, config.teacher):
+    run.update({'steps': 12, 'dispatch': 2, 'log_every': 2, 'eval_every': 4})
+    run.update({'batch_size': 16})
+    run.optim.warmup = 2
+  config.model.hidden, config.teacher.model.hidden = (12, 8), (20, 16)
+  config.distill.hidden, config.distill.message = 14, 10
+  config.update_from_flattened_dict(overrides)
+  return config
+
+
+def real(split):
+  """A split in memory without its padding."""
+  return jax.tree.map(lambda leaf: leaf[: np.count_nonzero(split.mask)], split)

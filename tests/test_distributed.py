@@ -1,0 +1,180 @@
+"""Two processes as one run: the same numbers, one checkpoint, one end."""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import conftest
+import pytest
+
+from td_jax import distributed
+from td_jax import errors
+from td_jax.data import cache
+from td_jax.data import sources
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+ARGS = (
+  f'--config={ROOT}/configs/movielens.py:runlocal,method=ld',
+  '--config.refit=False',
+)
+
+
+@pytest.fixture(scope='module')
+def environment(tmp_path_factory):
+  root = tmp_path_factory.mktemp('data')
+  small = conftest.small_ratings()
+  ratings = small._replace(fingerprint=sources._fingerprint(small))
+  cache.save(sources._cache_path(root), ratings._asdict(), log=print)
+  return os.environ | {
+    'PYTHONPATH': str(ROOT),
+    'TFDS_DATA_DIR': str(root),
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
+  }
+
+
+def _start(environment, path, *args):
+  """The run in `path`, as two processes of two devices."""
+  return subprocess.Popen(
+    [
+      *(sys.executable, str(ROOT / 'launch/local.py'), '2'),
+      # It is the processes that shall notice, not this.
+      *('--devices_per_process=2', '--grace=100', '--'),
+      *(sys.executable, '-m', 'td_jax.main', '--distributed=on'),
+      *(*ARGS, f'--workdir={path}', *args),
+    ],
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    start_new_session=True,
+  )
+
+
+def _results(path):
+  return json.loads((path / 'results.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory, environment):
+  """The same run, as one process of four devices."""
+  path = tmp_path_factory.mktemp('alone') / 'run'
+  subprocess.run(
+    [
+      *(sys.executable, '-m', 'td_jax.main', *ARGS, f'--workdir={path}'),
+      '--config.parallel.kind=mesh',
+    ],
+    env=environment,
+    check=True,
+    capture_output=True,
+  )
+  return path
+
+
+def test_two_processes_learn_what_one_does(tmp_path, environment, alone):
+  path = tmp_path / 'run'
+  process = _start(environment, path)
+  said, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, said
+  # One of them writes and speaks.
+  assert said.count('student (ld)') == 1
+  ours, theirs = _results(path), _results(alone)
+  for split in ('validation', 'test'):
+    assert ours[split]['per_seed'] == pytest.approx(
+      theirs[split]['per_seed'], rel=1e-5
+    )
+    assert ours['teacher'][split] == pytest.approx(
+      theirs['teacher'][split], rel=1e-5
+    )
+
+
+def _wait_for_row(path):
+  file, until = path / 'metrics.jsonl', time.monotonic() + 200
+  while not (file.exists() and file.read_text()):
+    assert time.monotonic() < until
+    time.sleep(0.01)
+
+
+def _pids(process):
+  """Of the two workers, which local.py prints first."""
+  lines = [process.stdout.readline() for _ in range(2)]
+  return [int(re.fullmatch(r'\[\d\] pid (\d+)\n', line)[1]) for line in lines]
+
+
+@pytest.fixture
+def long(tmp_path, environment, alone):
+  """(process, folder) of a run that is under way, and not at its end soon."""
+  path = tmp_path / 'run'
+  process = _start(
+    environment,
+    path,
+    '--config.steps=10000',
+    '--config.dispatch=10',
+    f'--config.teacher.checkpoint={alone / "teacher"}',
+  )
+  yield process, path
+  with contextlib.suppress(ProcessLookupError):
+    os.killpg(process.pid, signal.SIGKILL)
+  process.communicate()
+
+
+def test_a_signal_to_one_saves_for_both(long):
+  process, path = long
+  pids = _pids(process)
+  _wait_for_row(path)
+  began = time.monotonic()
+  os.kill(pids[1], signal.SIGTERM)
+  said, _ = process.communicate(timeout=60)
+  assert time.monotonic() - began < 20
+  assert process.returncode == 75, said
+  # Both were told, and of the same step; only one was sent the signal.
+  assert set(re.findall(r'\[\d\] ended with (\d+)', said)) == {'75'}
+  (step,) = set(re.findall(r'saved step (\d+) ', said))
+  assert 'SIGTERM: saved' in said
+  assert 'another process was told to stop: saved' in said
+  steps = [int(p.name) for p in (path / 'checkpoints').iterdir()]
+  assert int(step) == max(steps) < 10_000
+
+
+def test_one_that_dies_takes_the_other_along(long):
+  process, path = long
+  pids = _pids(process)
+  _wait_for_row(path)
+  began = time.monotonic()
+  os.kill(pids[1], signal.SIGKILL)
+  said, _ = process.communicate(timeout=60)
+  assert process.returncode != 0
+  # By itself: not by a signal of local.py.
+  (status,) = re.findall(r'\[0\] ended with (\d+)', said)
+  assert int(status) not in (0, 128 + signal.SIGTERM, 128 + signal.SIGKILL)
+  assert time.monotonic() - began < 15
+  assert not (path / 'results.json').exists()
+
+
+@pytest.mark.parametrize(
+  'said',
+  [
+    {'JAX_COORDINATOR_ADDRESS': 'localhost:1'},
+    {
+      'JAX_COORDINATOR_ADDRESS': 'localhost:1',
+      'JAX_NUM_PROCESSES': 'two',
+      'JAX_PROCESS_ID': '0',
+    },
+  ],
+)
+def test_half_an_environment_is_one_line(monkeypatch, said):
+  for name, value in said.items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(errors.ConfigError, match='set all three') as e:
+    distributed.initialize('on')
+  assert '\n' not in str(e.value)
+
+
+def test_unknown_mode():
+  with pytest.raises(errors.ConfigError, match="mean 'auto'"):
+    distributed.initialize('autos')

@@ -1,0 +1,269 @@
+"""Image datasets in columns: the cache, parts of it, and the real CIFAR."""
+
+import itertools
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+import tiny_images
+
+from td_jax import errors
+from td_jax.data import images
+from td_jax.data import records
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+KINDS = ('image_folder', 'array_record', 'tfrecord')
+
+
+@pytest.fixture(params=KINDS)
+def where(request, tmp_path):
+  """(name, data_dir) of a dataset of png files."""
+  if request.param == 'image_folder':
+    tiny_images.folder(tmp_path, encode=tiny_images.png)
+    return 'image_folder', str(tmp_path)
+  tiny_images.prepare(
+    tmp_path,
+    file_format=request.param,
+    examples=tiny_images.examples(encode=tiny_images.png),
+  )
+  return 'tiny', str(tmp_path)
+
+
+def _load(where, spec='train', **options):
+  lines = []
+  columns = images.load_columns(
+    where[0], spec, data_dir=where[1], log=lines.append, **options
+  )
+  return columns, lines
+
+
+def _assert_same(one, two):
+  for a, b in zip(one, two, strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def _cache(where):
+  return next((pathlib.Path(where[1]) / 'td_jax').glob('*train.npz'))
+
+
+def test_columns_are_the_decoded_records(where):
+  columns, lines = _load(where)
+  assert 'decoding the 23 images of train' in lines[0]
+  assert columns.images.shape == (23, 24, 32, 3)
+  assert columns.images.dtype == np.uint8
+  assert columns.labels.dtype == np.int32
+  assert columns.class_names == tiny_images.NAMES
+  expected = {
+    tiny_images.pixels(seed).tobytes(): seed % 3 for seed in range(23)
+  }
+  got = {
+    image.tobytes(): label
+    for image, label in zip(columns.images, columns.labels, strict=True)
+  }
+  assert got == expected
+  # In the order of the records.
+  source = records.load(*where).records('train')
+  read = source.read(np.arange(23))
+  np.testing.assert_array_equal(columns.labels, [row.label for row in read])
+
+
+def test_second_load_is_from_the_cache(where):
+  first, _ = _load(where)
+  second, lines = _load(where)
+  assert lines == []
+  _assert_same(first, second)
+  assert [path.name for path in _cache(where).parent.iterdir()] == [
+    _cache(where).name
+  ]
+
+
+def test_slices_part_the_split(where):
+  whole, _ = _load(where)
+  head, _ = _load(where, 'train[:60%]')
+  tail, _ = _load(where, 'train[60%:]')
+  assert len(head.labels) == 14
+  for name in ('images', 'labels'):
+    parts = [getattr(head, name), getattr(tail, name)]
+    np.testing.assert_array_equal(np.concatenate(parts), getattr(whole, name))
+  prints = {part.fingerprint for part in (whole, head, tail)}
+  assert len(prints) == 3
+  assert _load(where, 'train[:14]')[0].fingerprint == head.fingerprint
+
+
+def test_limit_is_a_balanced_part(where):
+  whole, _ = _load(where)
+  part, _ = _load(where, limit=12, seed=1)
+  np.testing.assert_array_equal(np.bincount(part.labels), [4, 4, 4])
+  pairs = list(zip(*_pairs(whole), strict=True))
+  assert all(pair in pairs for pair in zip(*_pairs(part), strict=True))
+  again, _ = _load(where, limit=12, seed=1)
+  _assert_same(part, again)
+  other, _ = _load(where, limit=12, seed=2)
+  assert other.fingerprint != part.fingerprint
+  with pytest.raises(errors.ConfigError, match=r'limit is 24, but .* has 23'):
+    _load(where, limit=24)
+
+
+def _pairs(columns):
+  return [image.tobytes() for image in columns.images], columns.labels.tolist()
+
+
+def test_smaller_limits_are_parts_of_larger_ones():
+  labels = np.random.default_rng(0).integers(0, 7, 500)
+  chosen = [
+    set(images.balanced(labels, limit, seed=5).tolist())
+    for limit in (1, 7, 30, 200, 500)
+  ]
+  for small, large in itertools.pairwise(chosen):
+    assert small < large
+  assert np.bincount(labels[list(chosen[1])]).tolist() == [1] * 7
+  counts = np.bincount(labels[list(chosen[3])])
+  assert counts.max() - counts.min() <= 1
+  assert len(chosen[4]) == 500
+  # Scarce classes are used up, the others fill in.
+  scarce = np.array([0] * 3 + [1] * 50)
+  picked = images.balanced(scarce, 20, seed=0)
+  assert np.bincount(scarce[picked]).tolist() == [3, 17]
+  assert (np.diff(picked) > 0).all()
+
+
+def test_new_data_are_not_taken_from_the_old_cache(tmp_path):
+  where = 'image_folder', str(tmp_path)
+  tiny_images.folder(tmp_path, encode=tiny_images.png)
+  first, _ = _load(where)
+  file = next((tmp_path / 'train' / 'dog').iterdir())
+  file.unlink()
+  second, lines = _load(where)
+  assert len(second.labels) == 22
+  assert 'the data beside it have changed' in lines[0]
+  assert second.fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize('damage', ['cut', 'flipped', 'empty'])
+def test_damaged_cache_is_made_again(tmp_path, damage):
+  where = 'image_folder', str(tmp_path)
+  tiny_images.folder(tmp_path, encode=tiny_images.png)
+  first, _ = _load(where)
+  cache = _cache(where)
+  data = bytearray(cache.read_bytes())
+  position = bytes(data).index(first.images[5].tobytes())
+  data[position] ^= 1
+  data = {'cut': data[:position], 'flipped': data, 'empty': b''}[damage]
+  cache.write_bytes(data)
+  second, lines = _load(where)
+  assert f'warning: {cache} is ignored' in lines[0]
+  _assert_same(first, second)
+  assert _load(where)[1] == []
+
+
+def test_forged_pixels_are_not_believed(tmp_path):
+  where = 'image_folder', str(tmp_path)
+  tiny_images.folder(tmp_path, encode=tiny_images.png)
+  first, _ = _load(where)
+  with np.load(_cache(where)) as stored:
+    parts = dict(stored)
+  parts['labels'] = parts['labels'][::-1].copy()
+  np.savez(_cache(where), **parts)
+  second, lines = _load(where)
+  assert 'not those that were stored' in lines[0]
+  _assert_same(first, second)
+
+
+def test_folder_that_cannot_be_written_is_not_fatal(tmp_path, monkeypatch):
+  where = 'image_folder', str(tmp_path)
+  tiny_images.folder(tmp_path, encode=tiny_images.png)
+
+  def disk_full(*arguments, **keywords):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(np, 'savez', disk_full)
+  columns, lines = _load(where)
+  assert len(columns.labels) == 23
+  assert 'No space left on device' in lines[1]
+  assert list((tmp_path / 'td_jax').iterdir()) == []
+
+
+def test_images_of_various_sizes_have_to_be_streamed(tmp_path):
+  tiny_images.folder(tmp_path, encode=tiny_images.png)
+  (tmp_path / 'train' / 'dog' / 'x.png').write_bytes(tiny_images.png(99, 5, 5))
+  with pytest.raises(errors.DataError, match='have to be streamed'):
+    _load(('image_folder', str(tmp_path)))
+
+
+def test_corrupt_image_is_named(tmp_path):
+  tiny_images.folder(tmp_path, encode=tiny_images.png)
+  bad = tmp_path / 'train' / 'dog' / '007.png'
+  bad.write_bytes(bad.read_bytes()[:50])
+  with pytest.raises(errors.DataError, match=f'{bad}. is corrupt') as caught:
+    _load(('image_folder', str(tmp_path)))
+  assert caught.value.exit_code == 65 and '\n' not in str(caught.value)
+
+
+def test_absent_dataset_and_split(tmp_path, where):
+  with pytest.raises(errors.DataError, match='is not prepared'):
+    _load(('cifar10', str(tmp_path / 'none')))
+  with pytest.raises(errors.ConfigError, match='split of'):
+    _load(where, 'validation')
+  with pytest.raises(errors.ConfigError, match='not of the form'):
+    _load(where, 'train[:98')
+
+
+# The real ones.
+
+
+def _cifar(name):
+  try:
+    records.find(name)
+  except errors.DataError as error:
+    pytest.skip(str(error))
+  return name
+
+
+@pytest.mark.parametrize(
+  ('name', 'classes'), [('cifar10', 10), ('cifar100', 100)]
+)
+def test_cifar(name, classes):
+  train = images.load_columns(_cifar(name), 'train[:98%]')
+  validation = images.load_columns(name, 'train[98%:]')
+  test = images.load_columns(name, 'test')
+  sizes = [part.images.shape for part in (train, validation, test)]
+  assert sizes == [(n, 32, 32, 3) for n in (49_000, 1_000, 10_000)]
+  assert np.bincount(test.labels).tolist() == [10_000 // classes] * classes
+  both = np.concatenate([train.labels, validation.labels])
+  assert np.bincount(both).tolist() == [50_000 // classes] * classes
+  assert len(train.class_names) == classes
+  # The published mean of CIFAR's channels, the same for both to 2 grey levels.
+  mean = test.images.mean(axis=(0, 1, 2)) / 255
+  published = {10: (0.494, 0.485, 0.450), 100: (0.509, 0.487, 0.442)}[classes]
+  np.testing.assert_allclose(mean, published, atol=0.004)
+
+
+def test_cifar_is_there_in_a_second_without_tensorflow():
+  name = _cifar('cifar10')
+  for split in ('train', 'test'):
+    images.load_columns(name, split)
+  code = """
+    import sys
+    from td_jax.data import images
+    for spec in ('train[:98%]', 'train[98%:]', 'test'):
+      images.load_columns('cifar10', spec)
+    print(sorted({'tensorflow', 'tensorflow_datasets'} & set(sys.modules)))
+  """
+  done = subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(code)],
+    cwd=REPOSITORY,
+    env={**os.environ, 'PYTHONPATH': str(REPOSITORY)},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert done.stdout == '[]\n'
+  start = time.process_time()
+  for spec in ('train[:98%]', 'train[98%:]', 'test'):
+    images.load_columns(name, spec)
+  assert time.process_time() - start < 1

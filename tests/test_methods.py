@@ -1,0 +1,571 @@
+"""The contract of every method, on a task of 48 made-up ratings.
+
+Each case is compiled once, as training compiles it: two seeds side by side, a
+dispatch of one step, and the optimizer. The examples are an argument of that
+program, so their masks and contents change without compiling again; the last
+gradient is kept beside the optimizer's state.
+"""
+
+import functools
+from typing import Any
+from typing import NamedTuple
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import movielens as movielens_config
+from td_jax import methods
+from td_jax import optim
+from td_jax import parallel as parallel_lib
+from td_jax import program
+from td_jax import step as step_lib
+from td_jax import types
+from td_jax.data import feed
+from td_jax.data import order
+from td_jax.models import mlp
+from td_jax.models import split
+
+N, B = 48, 8
+SEEDS = 2
+_SIZES = {'users': 7, 'movies': 6, 'words': 5, 'id_width': 3, 'bag_width': 2}
+TEACHER = mlp.MLP(
+  hidden=(9, 8),
+  split=(1, 2),
+  dropout=0.0,
+  unknown_rate=0.0,
+  mean=3.0,
+  **_SIZES,
+)
+WEIGHTS = {
+  'logit': 0.5,
+  'feature': 0.75,
+  'hint': 1.25,
+  'interact': 1.5,
+  'message': 0.25,
+  'state': 2.0,
+}
+# Where each weight's term is reported.
+_REPORTED = {
+  'logit': 'logit',
+  'feature': 'feature',
+  'hint': 'hint',
+  'interact': 'talk/interact',
+  'message': 'talk/message',
+  'state': 'talk/state',
+}
+_RICH = {
+  'k': 3,
+  'distill.interact_target': 'original',
+  'distill.noise': 0.1,
+  'distill.dropout': 0.1,
+  'distill.unroll': False,
+  'model.dropout': 0.1,
+  'model.unknown_rate': 0.1,
+}
+CASES = {name: (name, {}) for name in methods.METHODS} | {
+  'fd, teacher': ('fd', {'distill.feature_target': 'teacher'}),
+  'fitnet, original': ('fitnet', {'distill.hint_direction': 'original'}),
+  'td, k=0': ('td', {'k': 0}),
+  'td, low': ('td', {'distill.student_sends': 'low'}),
+  'td, rich': ('td', _RICH),
+}
+EVERY = pytest.mark.parametrize('case', CASES)
+
+
+class _Program(NamedTuple):
+  method: Any
+  parts: dict[str, Any]
+  step: Any  # (state, examples, ids [seeds, b]) -> (state, metrics [seeds])
+
+
+def _config(**changes):
+  config = movielens_config.get_config()
+  config.distill.hidden, config.distill.message = 8, 5
+  config.optim.update(
+    {
+      'learning_rate': 0.02,
+      'warmup': 0,
+      'decay': 'constant',
+      'weight_decay': 0.1,
+    }
+  )
+  config.distill.weights.update(WEIGHTS)
+  config.model.dropout = config.model.unknown_rate = 0.0
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+def _student(config):
+  return mlp.MLP(
+    hidden=(7, 6),
+    split=(1, 2),
+    dropout=config.model.dropout,
+    unknown_rate=config.model.unknown_rate,
+    mean=0.0,
+    **_SIZES,
+  )
+
+
+@functools.cache
+def _examples():
+  rng = np.random.default_rng(0)
+
+  def x():
+    genres = rng.random((N, 4)).astype(np.float32)
+    return {
+      'user': rng.integers(0, 7, N),
+      'movie': rng.integers(0, 6, N),
+      'title': rng.integers(0, 5, (N, 3)),
+      'genres': genres / genres.sum(axis=1, keepdims=True),
+    }
+
+  seen = x()
+  y = 2.0 + (seen['user'] % 3) + 0.5 * seen['movie'] / 5
+  return types.Batch(
+    x=seen,
+    y=y.astype(np.float32),
+    mask=np.ones(N, np.float32),
+    teacher_x=seen | {'user': (seen['user'] + 1) % 7},
+  )
+
+
+@functools.cache
+def _teacher():
+  x = jax.tree.map(lambda leaf: leaf[:1], _examples().teacher_x)
+  return jax.device_get(TEACHER.init(jax.random.key(9), x, train=False))
+
+
+def _teacher_side(variables, batch):
+  return split.side(TEACHER, variables, batch.teacher_x)
+
+
+def _spy():
+  """Keeps the gradient as its state and passes it on."""
+  return optax.GradientTransformation(
+    init=lambda params: jax.tree.map(jnp.zeros_like, params),
+    update=lambda grads, state, params: (grads, grads),
+  )
+
+
+def _parts(name, config):
+  rule = optim.build(config.optim, steps=config.steps, stages=config.stages)
+  return {
+    'model': _student(config),
+    'method': methods.build(
+      name, config=config, cost='squared_error', start=config.stages[0]
+    ),
+    'optimizer': optax.chain(_spy(), rule),
+    'teacher_side': _teacher_side,
+  }
+
+
+def _make(name, **changes):
+  parts = _parts(name, _config(**changes))
+  parallel = parallel_lib.Parallel('single', 1, batch_size=B)
+  run = parallel.compile(
+    functools.partial(
+      program.train,
+      step=functools.partial(step_lib.train_step, **parts),
+      pick=feed.take,
+    ),
+    axis=2,
+    updates=True,
+  )
+
+  def step(state, examples, ids):
+    # A copy: the program takes over the state that it is given.
+    state, fixed = parallel.replicate(
+      (jax.device_get(state), (_teacher(), examples))
+    )
+    state, metrics = run(state, fixed, np.asarray(ids)[None])
+    metrics = {name: value[0] for name, value in metrics.items()}
+    return jax.device_get((state, metrics))
+
+  return _Program(parts['method'], parts, step)
+
+
+@functools.cache
+def _program(case):
+  name, changes = CASES[case]
+  return _make(name, **changes)
+
+
+def _shapes(parts):
+  return jax.eval_shape(
+    functools.partial(step_lib.init, **parts),
+    jnp.int32(0),
+    _examples().take(jnp.arange(1)),
+    _teacher(),
+  )
+
+
+def _state(parts):
+  """Two seeds' states, drawn by NumPy: nothing is compiled for them."""
+  made = _shapes(parts)
+  rng = np.random.default_rng(3)
+
+  def draw(path, leaf):
+    values = rng.normal(size=(SEEDS, *leaf.shape)).astype(np.float32)
+    if len(leaf.shape) > 1:
+      return values / np.sqrt(leaf.shape[0]).astype(np.float32)
+    return 0.1 * values + ('scale' in jax.tree_util.keystr(path))
+
+  # The student first, so that it is the same for every method.
+  student = jax.tree_util.tree_map_with_path(draw, made.params['student'])
+  method = jax.tree_util.tree_map_with_path(draw, made.params['method'])
+  state = jax.tree.map(
+    lambda leaf: np.zeros((SEEDS, *leaf.shape), leaf.dtype), made
+  )
+  return state._replace(
+    rng=np.arange(2 * SEEDS, dtype=np.uint32).reshape(SEEDS, 2),
+    params={'student': student, 'method': method},
+  )
+
+
+def _ids(start=0, stop=1):
+  """[steps, seeds, b]"""
+  read = functools.partial(order.batches, examples=N, batch_size=B)
+  rows = [read(seed=seed, start=start, stop=stop) for seed in range(SEEDS)]
+  return np.stack(rows, axis=1)
+
+
+def _gradient(state):
+  return state.opt_state[0]
+
+
+@functools.cache
+def _first(case):
+  """(state before, state after, metrics) of the first step."""
+  made = _program(case)
+  before = _state(made.parts)
+  return before, *made.step(before, _examples(), _ids()[0])
+
+
+_compilations = []
+jax.monitoring.register_event_duration_secs_listener(
+  lambda event, seconds, **_: (
+    _compilations.append(event)
+    if event == '/jax/core/compile/backend_compile_duration'
+    else None
+  )
+)
+
+
+@EVERY
+def test_costs_are_one_float32_an_example(case):
+  parts = _program(case).parts
+
+  def loss(params, batch, teacher):
+    lesson = methods.base.Lesson(
+      student=split.side(parts['model'], params['student'], batch.x),
+      teacher=_teacher_side(teacher, batch),
+      batch=batch,
+      step=jnp.int32(0),
+      rng=jax.random.key(0),
+    )
+    return parts['method'].loss(params['method'], lesson)
+
+  batch = _examples().take(jnp.arange(B))
+  batch = jax.tree.map(jnp.asarray, batch)
+  cost, terms = jax.eval_shape(loss, _shapes(parts).params, batch, _teacher())
+  for value in (cost, *terms.values()):
+    assert (value.shape, value.dtype) == ((B,), jnp.float32)
+  name, _ = CASES[case]
+  assert {'task', *methods.METHODS[name]} <= terms.keys()
+
+
+@EVERY
+def test_loss_is_the_weighted_sum_of_the_terms(case):
+  _, _, metrics = _first(case)
+  assert all(np.isfinite(value).all() for value in metrics.values())
+  # Term by term, so that no weight stands at another's place.
+  expected = metrics['task'] + sum(
+    WEIGHTS[weight] * metrics[name]
+    for weight, name in _REPORTED.items()
+    if name in metrics
+  )
+  np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)
+  terms = [metrics[n] for n in _REPORTED.values() if n in metrics]
+  if 'k=0' in case:
+    assert np.all(metrics['talk/interact'] == 0)
+    terms = [metrics['talk/message'], metrics['talk/state']]
+  assert np.all(np.array([metrics['task'], *terms]) > 0)
+
+
+@EVERY
+def test_gradients_are_finite_and_reach_all_of_the_student(case):
+  _, after, metrics = _first(case)
+  grads = _gradient(after)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(grads['student']):
+    assert np.isfinite(leaf).all(), path
+    for seed in leaf:
+      assert np.abs(seed).max() > 1e-7, path
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+  squares = sum(
+    np.square(leaf.astype(np.float64)).reshape(SEEDS, -1).sum(axis=1)
+    for leaf in jax.tree.leaves(grads)
+  )
+  np.testing.assert_allclose(metrics['grad_norm'], np.sqrt(squares), rtol=1e-5)
+
+
+@EVERY
+def test_learns_with_one_compilation_and_a_fixed_teacher(case):
+  made = _program(case)
+  state, examples = _state(made.parts), _examples()
+  frozen = jax.tree.map(np.array, _teacher())
+  _first(case)  # Compiled by now.
+  compiled = len(_compilations)
+  rows = []
+  for ids in _ids(0, 30):
+    state, metrics = made.step(state, examples, ids)
+    rows.append(metrics)
+  assert len(_compilations) == compiled
+  jax.tree.map(np.testing.assert_array_equal, _teacher(), frozen)
+  assert np.all(state.step == 30)
+  names = ['loss', 'task', *methods.METHODS[CASES[case][0]]]
+  for name in names:
+    values = np.array([row[name] for row in rows])  # [steps, seeds]
+    early, late = values[:6].mean(axis=0), values[-6:].mean(axis=0)
+    assert np.all(late < 0.85 * early), (name, early, late)
+
+
+@EVERY
+def test_masked_rows_have_no_influence(case):
+  made = _program(case)
+  state, ids = _state(made.parts), _ids()[0]
+  rng = np.random.default_rng(8)
+  hidden = rng.permutation(N)[: N // 3]
+  assert all(0 < np.isin(row, hidden).sum() < B for row in ids)
+  clean = _examples()
+  clean = clean._replace(mask=np.where(np.isin(np.arange(N), hidden), 0, 1.0))
+  clean = clean._replace(mask=clean.mask.astype(np.float32))
+
+  def spoilt(values):
+    values = values.copy()
+    if values.dtype == np.float32:
+      values[hidden] = 50 * rng.normal(size=values[hidden].shape)
+    else:
+      values[hidden] = values[hidden][::-1]
+    return values
+
+  garbage = jax.tree.map(spoilt, clean._replace(mask=None))
+  garbage = garbage._replace(mask=clean.mask)
+  one, metrics = made.step(state, clean, ids)
+  two, its_metrics = made.step(state, garbage, ids)
+  whole = _first(case)[2]
+  assert np.all(metrics['loss'] != whole['loss'])  # They did count before.
+  for name, value in metrics.items():
+    if not name.endswith('spread'):
+      np.testing.assert_allclose(
+        its_metrics[name], value, rtol=1e-5, err_msg=name
+      )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6),
+    _gradient(one),
+    _gradient(two),
+  )
+
+
+def test_seeds_side_by_side_are_the_seeds_alone():
+  made = _program('td, rich')  # With all there is of noise and dropout.
+  alone = jax.jit(functools.partial(step_lib.train_step, **made.parts))
+  together, examples = _state(made.parts), _examples()
+  apart = [
+    jax.tree.map(lambda leaf, seed=seed: leaf[seed], together)
+    for seed in range(SEEDS)
+  ]
+  for ids in _ids(0, 3):
+    together, metrics = made.step(together, examples, ids)
+    for seed in range(SEEDS):
+      batch = examples.take(jnp.asarray(ids[seed]))
+      apart[seed], its_metrics = alone(apart[seed], batch, _teacher())
+      for name, value in its_metrics.items():
+        np.testing.assert_allclose(metrics[name][seed], value, rtol=2e-4)
+  for seed in range(SEEDS):
+    jax.tree.map(
+      lambda a, b, seed=seed: np.testing.assert_allclose(
+        a[seed], b, rtol=1e-3, atol=1e-4
+      ),
+      together.params,
+      apart[seed].params,
+    )
+
+
+# Between them they have every term.
+@pytest.mark.parametrize('name', ['hybrid', 'fitnet', 'td_ld'])
+def test_without_weights_a_method_is_scratch(name):
+  made = _make(name, **{f'distill.weights.{weight}': 0.0 for weight in WEIGHTS})
+  after, metrics = made.step(_state(made.parts), _examples(), _ids()[0])
+  _, scratch, its_metrics = _first('scratch')
+  np.testing.assert_allclose(metrics['loss'], its_metrics['loss'], rtol=1e-6)
+  grads = _gradient(after)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+    grads['student'],
+    _gradient(scratch)['student'],
+  )
+  assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(grads['method']))
+
+
+def test_weights_follow_their_schedules():
+  made = _make(
+    'td_ld',
+    **{
+      'k': 0,
+      'distill.weights.logit': ((0, 0.0), (10, 1.0)),
+      'distill.weights.state': ((0, 0.0), (5, 2.0), (10, 0.0)),
+      'distill.weights.message': ((0, 0.0), (20, 4.0)),
+      'distill.weights.interact': 0.0,
+    },
+  )
+  start = _state(made.parts)
+  by_hand = {0: (0, 0, 0), 4: (0.4, 1.6, 0.8), 8: (0.8, 0.8, 1.6)}
+  by_hand[30] = (1, 0, 4)
+  for step, (logit, state, message) in by_hand.items():
+    now = start._replace(step=np.full(SEEDS, step, np.int32))
+    after, metrics = made.step(now, _examples(), _ids()[0])
+    expected = (
+      metrics['task']
+      + logit * metrics['logit']
+      + state * metrics['talk/state']
+      + message * metrics['talk/message']
+    )
+    np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)
+    assert 'talk/interact' not in metrics
+    if step == 0:
+      jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        _gradient(after)['student'],
+        _gradient(_first('scratch')[1])['student'],
+      )
+
+
+def test_stages():
+  """The student alone for 2 steps, the communication alone for 2, then both.
+
+  Section 6.5.
+  """
+  sgd = {'optim.name': 'sgd', 'optim.learning_rate': 0.05}
+  made = _make('td', k=0, stages=(2, 2), **sgd)
+  states = [_state(made.parts)]
+  for ids in _ids(0, 5):
+    state, metrics = made.step(states[-1], _examples(), ids)
+    states.append(state)
+    on = len(states) > 3
+    terms = metrics['talk'] if on else 0
+    np.testing.assert_allclose(
+      metrics['loss'], metrics['task'] + terms, rtol=1e-5
+    )
+
+  def moved(group, i):
+    pairs = zip(
+      jax.tree.leaves(states[i].params[group]),
+      jax.tree.leaves(states[i + 1].params[group]),
+      strict=True,
+    )
+    return [bool(np.any(a != b)) for a, b in pairs]
+
+  for i, (student, method) in enumerate(
+    [(True, False)] * 2 + [(False, True)] * 2 + [(True, True)]
+  ):
+    assert set(moved('student', i)) == {student}, i
+    assert set(moved('method', i)) == {method}, i
+  # In stage 1 the task alone moves the student.
+  scratch = _gradient(_first('scratch')[1])['student']
+  before = states[0].params['student']
+
+  def by_hand(p, g):
+    decay = 0.1 * p if p.ndim > 2 else 0  # One axis is that of seeds.
+    return p - 0.05 * (g + decay)
+
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    states[1].params['student'],
+    jax.tree.map(by_hand, before, scratch),
+  )
+
+
+def test_init_draws_student_and_method_by_seed():
+  parts = _program('td').parts
+  batch = _examples().take(jnp.arange(1))
+  one, two, again = (
+    jax.device_get(_init(parts)(np.int32(seed), batch, _teacher()))
+    for seed in (0, 1, 0)
+  )
+  jax.tree.map(np.testing.assert_array_equal, one, again)
+  assert one.params.keys() == {'student', 'method'}
+  for a, b in zip(
+    jax.tree.leaves(one.params), jax.tree.leaves(two.params), strict=True
+  ):
+    assert a.ndim < 2 or np.any(a != b)
+  assert np.any(one.rng != two.rng)
+  jax.tree.map(
+    np.testing.assert_array_equal, one.best.student, one.params['student']
+  )
+  assert np.isinf(one.best.loss)
+  encoders = one.params['method']['talk']
+  a, b = (
+    encoders[f'{side}_encoder']['params']['Dense_1']['kernel']
+    for side in ('student', 'teacher')
+  )
+  assert np.any(a != b)
+
+
+@functools.cache
+def _jitted_init():
+  return jax.jit(functools.partial(step_lib.init, **_program('td').parts))
+
+
+def _init(parts):
+  del parts  # Those of 'td'.
+  return _jitted_init()
+
+
+def test_every_step_draws_its_own_noise():
+  made = _program('td, rich')
+  state, ids = _state(made.parts), _ids()[0]
+  costs = []
+  for step in (0, 1):
+    now = state._replace(step=np.full(SEEDS, step, np.int32))
+    costs.append(made.step(now, _examples(), ids)[1]['talk/interact_0'])
+  assert np.all(costs[0] != costs[1])
+
+
+def test_a_fixed_teacher_encoder_stays_as_it_was_initialised():
+  before, after, _ = _first('fd, teacher')
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    after.params['method']['feature']['fixed'],
+    before.params['method']['feature']['fixed'],
+  )
+
+
+def test_interact_of_weight_0_is_not_computed():
+  parts = _parts('td', _config(**{'distill.weights.interact': 0.0}))
+  state = jax.tree.map(lambda leaf: leaf[0], _state(parts))
+  _, metrics = jax.eval_shape(
+    functools.partial(step_lib.train_step, **parts),
+    state,
+    _examples().take(jnp.arange(B)),
+    _teacher(),
+  )
+  assert {'talk/message', 'talk/state'} <= metrics.keys()
+  assert not [name for name in metrics if 'interact' in name]
+
+
+def test_spread_does_not_see_masked_rows():
+  made = _program('fd')
+  state, ids, clean = _state(made.parts), _ids()[0], _examples()
+  mask = np.ones(N, np.float32)
+  mask[ids[:, :3]] = 0
+  clean = clean._replace(mask=mask)
+  genres = clean.teacher_x['genres'].copy()
+  genres[mask == 0] += 50
+  garbage = clean._replace(teacher_x=clean.teacher_x | {'genres': genres})
+  one, two = (made.step(state, rows, ids)[1] for rows in (clean, garbage))
+  np.testing.assert_allclose(
+    one['feature/spread'], two['feature/spread'], rtol=1e-5
+  )

@@ -1,0 +1,241 @@
+"""Tables are generated, never typed; the grid goes on where it stopped."""
+
+import json
+import pathlib
+
+import pytest
+
+from td_jax import errors
+from td_jax import grid
+from td_jax import methods
+from td_jax import paper
+from td_jax import render
+from td_jax import tables
+from td_jax import train
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def _committed():
+  return {
+    domain: tables.read(ROOT / f'results/{domain}.jsonl')
+    for domain in grid.COLUMNS
+  }
+
+
+def _cell(column, row, scores=(1.0, 1.0), *, metric='rmse'):
+  return {
+    'row': row,
+    'column': column,
+    'method': row.split(',')[0],
+    'k': 1,
+    'seeds': list(range(len(scores))),
+    'steps': 5,
+    'batch_size': 4,
+    'best_step': [5, 5],
+    'seconds': 60.0,
+    'metric': metric,
+    'test': {
+      'mean': sum(scores) / len(scores),
+      'standard_error': 0.1,
+      'per_seed': list(scores),
+    },
+    'teacher': {'test': 0.5},
+    'controls': {'mean rating': {'test': 2.0}},
+    'commit': 'abc',
+    'python': '3.11',
+    'versions': {},
+  }
+
+
+def _rendered(name, *, movielens=(), images=()):
+  return render.table(name, {'movielens': movielens, 'images': images})
+
+
+def _shown(text, row):
+  """The texts of one row of a table."""
+  (line,) = (line for line in text.splitlines() if line.startswith(f'| {row} '))
+  return [part.strip() for part in line.strip('|').split('|')]
+
+
+def test_committed_tables_render_byte_for_byte():
+  cells, readme = _committed(), (ROOT / 'README.md').read_text()
+  found = sorted((ROOT / 'results').glob('table*.md'))
+  assert ROOT / 'results/table3.md' in found
+  for file in found:
+    text = render.table(file.stem.removeprefix('table'), cells)
+    assert text == file.read_text()
+    if file.stem in ('table3', 'table4'):
+      assert text.strip() in readme
+
+
+def test_committed_rows_ran_in_all_columns():
+  for domain, cells in _committed().items():
+    ran = {(cell['row'], cell['column']) for cell in cells}
+    rows = {row for row, _ in ran}
+    assert len(ran) == len(cells) == len(rows) * len(grid.COLUMNS[domain])
+    if cells:
+      assert set(methods.METHODS) <= rows
+      assert min(len(cell['seeds']) for cell in cells) >= 3
+
+
+def test_every_row_has_a_config_of_its_own():
+  seen = {}
+  for table in grid.TABLES.values():
+    for row in table.rows:
+      for column in grid.COLUMNS[table.domain][:1]:
+        config = grid.config(
+          table.domain, row, column, seeds=3, teacher='t', kept=''
+        )
+        assert config.seeds == 3
+        assert config.teacher.checkpoint == 't'
+        text = config.to_json()
+        assert seen.setdefault((table.domain, text), row) == row
+  assert {'td, separately', grid.LONGER} <= set(seen.values())
+
+
+@pytest.mark.parametrize('name', grid.TABLES)
+def test_the_paper_has_the_rows_that_are_named(name):
+  table = grid.TABLES[name]
+  assert set(filter(None, table.rows.values())) <= set(table.printed)
+
+
+def test_rows_are_paired_with_the_best_baseline_seed_by_seed():
+  text = _rendered(
+    '3',
+    movielens=[
+      _cell('Drama', 'scratch', (1.0, 2.0)),
+      _cell('Drama', 'ld', (0.9, 1.9)),
+      _cell('Drama', 'td', (0.8, 1.6)),
+    ],
+  )
+  # -0.1 and -0.3 to LD: their mean, half the distance of two, and t = -2 at
+  # one degree of freedom, which is p = 2 (1/2 - atan(2) / pi) = 0.295.
+  assert _shown(text, 'td (k=1)')[4] == '-0.2000 +- 0.1000 to ld (0.3)'
+  # LD's best is scratch, and (1.5 - 1.4) / 1.5 is 6.67%.
+  assert _shown(text, 'ld')[3] == '+6.67%'
+  assert _shown(text, 'ld')[4].startswith('-0.1000 +- 0.0000 to scratch')
+
+
+def test_more_accuracy_is_an_improvement():
+  text = _rendered(
+    '4',
+    images=[
+      _cell('cifar10', 'scratch', (0.5, 0.5), metric='accuracy'),
+      _cell('cifar10', 'fd', (0.4, 0.4), metric='accuracy'),
+      _cell('cifar10', 'td', (0.6, 0.6), metric='accuracy'),
+    ],
+  )
+  assert _shown(text, 'td (k=1)')[3] == '+20.00%'
+  assert 'to scratch' in _shown(text, 'td (k=1)')[4]
+  # (0.94100 - 0.93678) / 0.93678 of the paper.
+  assert _shown(text, 'td (k=1)')[6] == '+0.45%'
+
+
+def test_means_are_of_rows_that_ran_in_all_columns():
+  cells = [_cell('Drama', name) for name in ('scratch', 'ld', 'td')]
+  cells += [_cell('Comedy', name, (3.0, 3.0)) for name in ('scratch', 'ld')]
+  text = _rendered('3', movielens=cells)
+  shown = _shown(text, 'ld')
+  # The paper's mean of Drama and Comedy by hand: (1.0083 + 1.1029) / 2, and
+  # ours (1 + 3) / 2.
+  assert (shown[3], shown[6]) == ('2.0000', '1.0556')
+  assert '| td' not in text
+
+
+def test_the_last_of_two_cells_counts():
+  cells = [_cell('Drama', 'scratch', (s, s)) for s in (1.0, 4.0)]
+  assert _shown(_rendered('3', movielens=cells), 'scratch')[1][:6] == '4.0000'
+
+
+def test_overall_is_of_the_five_columns_that_are_there():
+  movielens = [
+    _cell(genre, row, (score, score))
+    for genre in grid.COLUMNS['movielens']
+    for row, score in (
+      ('scratch', 1.0),
+      ('td', 0.9 if genre == 'Drama' else 0.8),
+    )
+  ]
+  images = [
+    _cell(column, row, (score, score), metric='accuracy')
+    for column in grid.COLUMNS['images']
+    for row, score in (('scratch', 0.5), ('td', 0.6))
+  ]
+  text = _rendered('1', movielens=movielens, images=images)
+  shown = _shown(text, 'td')
+  # 10, 20, 20 and 20 percent; their mean by hand.
+  assert shown[1:7] == ['+10.00', '+20.00', '+20.00', '+20.00', '', '+17.50']
+  # (1.34 + 3.39 + 0.45 + 2.41 + 2.56) / 5.
+  assert shown[-1] == '+2.03'
+  assert paper.TABLE1['td'].average == 2.54
+
+
+def test_nothing_to_show_is_an_error():
+  for name in ('1', '7'):
+    with pytest.raises(errors.DataError, match='without --render'):
+      _rendered(name)
+
+
+def _recorded(monkeypatch, stop_at=0):
+  """Replaces training; returns the list of configs that 'ran'."""
+  ran = []
+
+  def run(config, path, **_):
+    del path
+    ran.append(config)
+    if len(ran) == stop_at:
+      raise KeyboardInterrupt  # As a kill in that cell would.
+    return _cell('', '', [1.0] * config.seeds)
+
+  monkeypatch.setattr(train, 'run', run)
+  return ran
+
+
+def _grid(folder, names, seeds=2):
+  tables.run(
+    names,
+    folder,
+    folder,
+    seeds=seeds,
+    teacher='weights',
+    watch=None,
+    log=lambda line: None,
+  )
+
+
+def test_grid_goes_on_where_it_stopped(tmp_path, monkeypatch):
+  (tmp_path / 'teacher').mkdir()
+  (tmp_path / 'teacher/results.json').write_text('{}')
+  ran = _recorded(monkeypatch, stop_at=3)
+  with pytest.raises(KeyboardInterrupt):
+    _grid(tmp_path, ['3'])
+  _grid(tmp_path, ['3'])
+  names = [(config.data.genre, config.method, config.steps) for config in ran]
+  assert names[2] == names[3]  # The interrupted cell, once more.
+  assert len(names) - 1 == 8 * len(grid.TABLES['3'].rows)
+  done = len(ran)
+  _grid(tmp_path, ['3'])
+  assert len(ran) == done
+  # TD has run; of table 7 the other two rows have not.
+  _grid(tmp_path, ['7'])
+  assert len(ran) - done == 2 * 8
+  # More seeds than there are: all of it.
+  _grid(tmp_path, ['7'], seeds=3)
+  assert len(ran) - done == 2 * 8 + 3 * 8
+
+
+def test_grid_trains_the_teacher_of_ratings_first(tmp_path, monkeypatch):
+  ran = _recorded(monkeypatch, stop_at=2)
+  with pytest.raises(KeyboardInterrupt):
+    _grid(tmp_path, ['5'])
+  assert ran[0].method == 'teacher'
+  assert ran[1].teacher.checkpoint == str(tmp_path / 'teacher')
+
+
+def test_images_learn_from_the_weights_that_are_named(tmp_path, monkeypatch):
+  ran = _recorded(monkeypatch)
+  _grid(tmp_path, ['6'])
+  assert {config.teacher.checkpoint for config in ran} == {'weights'}
+  cells = tables.read(tmp_path / 'images.jsonl')
+  assert [json.dumps(cell['seeds']) for cell in cells] == ['[0, 1]'] * 6

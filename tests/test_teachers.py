@@ -1,0 +1,150 @@
+"""Frozen teachers: their heads, and folders that hold none."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tiny_vision
+
+from td_jax import config as config_lib
+from td_jax import errors
+from td_jax import saved
+from td_jax import teachers
+from td_jax.data import classification
+
+GREY = (127.5, 127.5, 127.5)
+
+
+@pytest.fixture(scope='module')
+def config(vision_data):
+  made = tiny_vision.get_config('method=ld')
+  made.data.dir = str(vision_data)
+  return made
+
+
+@pytest.fixture
+def load(config, vision_teacher, tmp_path):
+  """(head, folder, **overrides) -> (teacher, what was logged)."""
+
+  def run(head, folder=vision_teacher, *, as_kept=False, **overrides):
+    own = config.copy_and_resolve_references()
+    own.teacher.head = head
+    own.update_from_flattened_dict(overrides)
+    if as_kept:
+      (tmp_path / 'config.json').write_text(config_lib.to_json(own))
+      own = saved.config_of(tmp_path)
+    task = classification.load(own, log=print)
+    lines = []
+    found = teachers.load(
+      own, task, path=tmp_path, folder=str(folder), log=lines.append
+    )
+    return found, lines
+
+  return run
+
+
+def _head(teacher):
+  return teacher.variables['params']['head']
+
+
+def _same(one, other):
+  jax.tree.map(np.testing.assert_array_equal, _head(one), _head(other))
+
+
+def test_a_probe_is_fitted_once_and_kept(load, tmp_path):
+  first, lines = load('probe')
+  assert 'fitting' in lines[0]
+  (file,) = tmp_path.glob('head-*.npz')
+  second, lines = load('probe')
+  assert lines == []
+  _same(first, second)
+  # Evaluation has the config from the run's folder.
+  written = {'data.mean': GREY, 'data.std': GREY}
+  grey, lines = load('probe', **written)
+  assert 'fitting' in lines[0]
+  kept, lines = load('probe', as_kept=True, **written)
+  assert lines == []
+  _same(grey, kept)
+  assert (_head(grey)['kernel'] != _head(first)['kernel']).any()
+  assert load('probe')[1] == []  # Of other data, and still there.
+  # What a process that was killed, or a full disk, may leave.
+  whole = file.read_bytes()
+  for damaged in (whole[:-40], b''):
+    file.write_bytes(damaged)
+    again, lines = load('probe')
+    assert 'is ignored' in lines[0]
+    assert 'fitting' in lines[1]
+    _same(first, again)
+    assert load('probe')[1] == []
+  assert len(list(tmp_path.iterdir())) == 3  # Two heads and the config.
+
+
+def test_what_is_kept_is_computed_once(load, tmp_path):
+  def other():
+    raise AssertionError('computed again')
+
+  folder = tmp_path / 'kept'
+  first, _ = load('probe', **{'teacher.kept': str(folder)})
+  made = first.keep('scores', lambda: {'score': np.arange(3.0)})
+  again, lines = load('probe', **{'teacher.kept': str(folder)})
+  assert lines == []
+  np.testing.assert_array_equal(
+    again.keep('scores', other)['score'], made['score']
+  )
+  assert len(list(folder.iterdir())) == 2
+  # Another head, other images: nothing of it holds.
+  for head, changes in (('none', {}), ('probe', {'data.mean': GREY})):
+    found, _ = load(head, **changes, **{'teacher.kept': str(folder)})
+    with pytest.raises(AssertionError, match='again'):
+      found.keep('scores', other)
+  # Without a folder nothing but the head is kept.
+  alone, _ = load('probe')
+  assert alone.keep('scores', lambda: {'score': 1})['score'] == 1
+  with pytest.raises(AssertionError, match='again'):
+    alone.keep('scores', other)
+
+
+def test_a_stored_head_and_none(load, tmp_path):
+  stored, lines = load('stored')
+  assert lines == []
+  assert np.std(_head(stored)['kernel']) > 0.1
+  none, _ = load('none')
+  assert not np.any(_head(none)['kernel'])
+  bare = tiny_vision.teacher(tmp_path / 'bare', classes=0)
+  five = tiny_vision.teacher(tmp_path / 'five', classes=5)
+  for folder, said in ((bare, 'a head of 0 classes'), (five, 'of 5 classes')):
+    with pytest.raises(errors.DataError, match=said) as e:
+      load('stored', folder)
+    assert 'image_folder has 3' in str(e.value)
+    assert "config.teacher.head='probe'" in str(e.value)
+    assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('part', ['all', 'config.json', 'model.safetensors'])
+def test_a_folder_that_is_not_whole(load, vision_teacher, tmp_path, part):
+  folder = shutil.copytree(vision_teacher, tmp_path / 'teacher')
+  if part == 'all':
+    shutil.rmtree(folder)
+  else:
+    (folder / part).unlink()
+  with pytest.raises(errors.DataError) as e:
+    load('stored', folder)
+  assert str(folder) in str(e.value)
+  assert 'model.safetensors' in str(e.value) or 'config.json' in str(e.value)
+  assert '\n' not in str(e.value)
+
+
+def test_another_network_than_is_declared(load, vision_teacher):
+  for overrides, said in (
+    ({'teacher.model.depth': 3}, 'encoder.layer.2'),
+    ({'teacher.model.patch': 4}, 'patch_embeddings'),
+    ({'teacher.model.eps': 1e-12}, 'eps is 1e-06'),
+  ):
+    with pytest.raises(errors.DataError, match=said) as e:
+      load('stored', **overrides)
+    assert '\n' not in str(e.value)
+  with pytest.raises(errors.ConfigError, match='not divide images of 20'):
+    load('stored', **{'data.size': 20})
+  with pytest.raises(errors.ConfigError, match="name is 'mlp'"):
+    load('stored', **{'teacher.model.name': 'mlp'})
