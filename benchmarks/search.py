@@ -183,7 +183,7 @@ def _over_genres(config, folder):
       found.model,
       task.validation,
       task=task,
-      parallel=parallel.Parallel('single', 1),
+      parallel=parallel.Parallel('single', 1, batch_size=0),
       as_teacher=True,
     )
     scores.append(score(found.variables))

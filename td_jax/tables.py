@@ -5,14 +5,18 @@
   python -m td_jax.tables --table=3 --render
 
 A finished cell is not run again, and an unfinished one goes on where it
-stopped; so the same command carries on after any interruption. Cells go to
-results/movielens.jsonl or results/images.jsonl, and each table is rendered from
-them to results/tableN.md, and into README.md where it has a place for it.
+stopped; so the same command carries on after any interruption. Started several
+times at once it shares the work out, cell by cell; small networks gain from a
+process a core (`taskset -c 0 python -m td_jax.tables ... &`, and so on). Cells
+go to results/movielens.jsonl or results/images.jsonl, and each table is rendered
+from them to results/tableN.md, and into README.md where it has a place for it.
 """
 
 import argparse
 from collections.abc import Sequence
+import contextlib
 import datetime
+import fcntl
 import json
 import pathlib
 import sys
@@ -63,50 +67,72 @@ def run(
   # Programs of a row are the same in all genres, and take seconds to compile.
   jax.config.update('jax_compilation_cache_dir', str(workdir / 'compiled'))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
-  cells = []
-  for name in names:
-    table = grid.TABLES[name]
-    file = results / f'{table.domain}.jsonl'
-    done = {
-      (row['row'], row['column'])
-      for row in read(file)
-      if len(row['seeds']) >= seeds
-    }
-    cells += [
-      cell
-      for row in table.rows
-      for column in grid.COLUMNS[table.domain]
-      if (row, column) not in done
-      and (cell := (table.domain, row, column)) not in cells
-    ]
-  began = time.monotonic()
-  for number, (domain, row, column) in enumerate(cells, start=1):
-    found = train.run(
-      grid.config(
-        domain,
-        row,
-        column,
-        seeds=seeds,
-        teacher=_teacher(domain, workdir, teacher, watch=watch, log=log),
-        kept=str(workdir / 'kept'),
-      ),
-      workdir / f'{column}-{row}-{seeds}'.replace(' ', '_').replace(',', ''),
-      watch=watch,
-      log=log,
+  cells = list(
+    dict.fromkeys(
+      (grid.TABLES[name].domain, row, column)
+      for name in names
+      for row in grid.TABLES[name].rows
+      for column in grid.COLUMNS[grid.TABLES[name].domain]
     )
-    kept = {name: found.get(name) for name in _KEPT}
-    if kept['teacher']:  # Where it lies is of this machine alone.
-      kept['teacher'].pop('folder', None)
-    with (results / f'{domain}.jsonl').open('a') as f:
-      cell = kept | {'row': row, 'column': column}
-      f.write(json.dumps(cell, sort_keys=True) + '\n')
-    pace = (time.monotonic() - began) / number
-    eta = datetime.timedelta(seconds=round(pace * (len(cells) - number)))
+  )
+  workdir.mkdir(parents=True, exist_ok=True)
+  began, missing = time.monotonic(), _missing(cells, results, seeds)
+  for cell in missing:
+    domain, row, column = cell
+    name = f'{column}-{row}-{seeds}'.replace(' ', '_').replace(',', '')
+    with _lock(workdir / f'{name}.lock') as ours:
+      if not ours or cell not in _missing(cells, results, seeds):
+        continue  # Another process is at it, or has been.
+      found = train.run(
+        grid.config(
+          domain,
+          row,
+          column,
+          seeds=seeds,
+          teacher=_teacher(domain, workdir, teacher, watch=watch, log=log),
+          kept=str(workdir / 'kept'),
+        ),
+        workdir / name,
+        watch=watch,
+        log=log,
+      )
+      kept = {name: found.get(name) for name in _KEPT}
+      if kept['teacher']:  # Where it lies is of this machine alone.
+        kept['teacher'].pop('folder', None)
+      with (results / f'{domain}.jsonl').open('a') as f:
+        line = kept | {'row': row, 'column': column}
+        f.write(json.dumps(line, sort_keys=True) + '\n')
+    left = len(_missing(cells, results, seeds))
+    pace = (time.monotonic() - began) / (len(missing) - left)
     score = found['test']
     log(
-      f'cell {number}/{len(cells)}: {column}, {row}: {score["mean"]:.4f} +- '
-      f'{score["standard_error"] or 0:.4f}, ETA {eta}'
+      f'{column}, {row}: {score["mean"]:.4f} +- '
+      f'{score["standard_error"] or 0:.4f}; {left} of {len(cells)} cells left, '
+      f'ETA {datetime.timedelta(seconds=round(pace * left))}'
     )
+
+
+def _missing(cells, results, seeds):
+  """Those of `cells` that have not run with so many seeds."""
+  done = {
+    (domain, row['row'], row['column'])
+    for domain in grid.COLUMNS
+    for row in read(results / f'{domain}.jsonl')
+    if len(row['seeds']) >= seeds
+  }
+  return [cell for cell in cells if cell not in done]
+
+
+@contextlib.contextmanager
+def _lock(file, *, wait=False):
+  """Yields whether this process holds `file`, which a dead one lets go."""
+  with file.open('w') as held:
+    try:
+      fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+      yield False
+      return
+    yield True
 
 
 def _teacher(domain, workdir, teacher, *, watch, log):
@@ -114,9 +140,10 @@ def _teacher(domain, workdir, teacher, *, watch, log):
   if domain != 'movielens':
     return teacher
   folder = workdir / 'teacher'
-  if not (folder / 'results.json').exists():
-    config = movielens_config.get_config('method=teacher')
-    train.run(config, folder, watch=watch, log=log)
+  with _lock(workdir / 'teacher.lock', wait=True):
+    if not (folder / 'results.json').exists():
+      config = movielens_config.get_config('method=teacher')
+      train.run(config, folder, watch=watch, log=log)
   return str(folder)
 
 

@@ -225,6 +225,41 @@ def test_grid_goes_on_where_it_stopped(tmp_path, monkeypatch):
   assert len(ran) - done == 2 * 8 + 3 * 8
 
 
+def test_two_processes_share_the_cells(tmp_path, monkeypatch):
+  ran = _recorded(monkeypatch)
+  theirs = 'cifar10-td-2'
+  with tables._lock(tmp_path / f'{theirs}.lock') as held:
+    assert held
+    _grid(tmp_path, ['6'])
+  assert len(ran) == 5
+  # It died and had written nothing: whoever comes next runs that cell.
+  _grid(tmp_path, ['6'])
+  assert len(ran) == 6
+  assert len(tables.read(tmp_path / 'images.jsonl')) == 6
+
+
+def test_what_another_process_has_finished_meanwhile(tmp_path, monkeypatch):
+  ran = _recorded(monkeypatch)
+  alone = train.run
+
+  def run(config, path, **more):
+    # While one is run here, another process runs all others.
+    others = [
+      _cell(column, row)
+      for row in grid.TABLES['6'].rows
+      for column in grid.COLUMNS['images']
+      if (row, column) != ('td, k=0', 'cifar10')
+    ]
+    lines = ''.join(json.dumps(cell) + '\n' for cell in others)
+    (tmp_path / 'images.jsonl').write_text(lines)
+    return alone(config, path, **more)
+
+  monkeypatch.setattr(train, 'run', run)
+  _grid(tmp_path, ['6'])
+  assert len(ran) == 1
+  assert len(tables.read(tmp_path / 'images.jsonl')) == 6
+
+
 def test_grid_trains_the_teacher_of_ratings_first(tmp_path, monkeypatch):
   ran = _recorded(monkeypatch, stop_at=2)
   with pytest.raises(KeyboardInterrupt):
