@@ -38,6 +38,7 @@ def get_config(arg: str = '') -> Any:
   cfg.data = ml_collections.ConfigDict()
   cfg.data.dir = ''  # '': where TFDS keeps its data.
   cfg.data.genre = '' if args.method == 'teacher' else args.genre  # '': all.
+  cfg.data.until = 1.0  # Share of the training ratings, by time, to be used.
 
   cfg.update(
     common.learner(

@@ -117,7 +117,7 @@ def config(
   method, changes = _CHANGES.get(row, (row.split(',', maxsplit=1)[0], {}))
   if domain == 'movielens':
     cfg = movielens_config.get_config(f'genre={column},method={method}')
-    cfg.select = False  # Settings were chosen before: benchmarks/search.py.
+    cfg.select = False  # Settings were chosen before: tune.py.
   else:
     cfg = _IMAGES[column].get_config(f'laptop,method={method}')
     cfg.teacher.kept = kept

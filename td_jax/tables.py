@@ -14,10 +14,7 @@ from them to results/tableN.md, and into README.md where it has a place for it.
 
 import argparse
 from collections.abc import Sequence
-import contextlib
 import datetime
-import fcntl
-import json
 import pathlib
 import sys
 import time
@@ -30,6 +27,7 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 from configs import movielens as movielens_config
 from td_jax import errors
 from td_jax import grid
+from td_jax import ledger
 from td_jax import preemption
 from td_jax import render
 from td_jax import report
@@ -80,7 +78,7 @@ def run(
   for cell in missing:
     domain, row, column = cell
     name = f'{column}-{row}-{seeds}'.replace(' ', '_').replace(',', '')
-    with _lock(workdir / f'{name}.lock') as ours:
+    with ledger.lock(workdir / f'{name}.lock') as ours:
       if not ours or cell not in _missing(cells, results, seeds):
         continue  # Another process is at it, or has been.
       found = train.run(
@@ -89,7 +87,7 @@ def run(
           row,
           column,
           seeds=seeds,
-          teacher=_teacher(domain, workdir, teacher, watch=watch, log=log),
+          teacher=teacher_of(domain, workdir, teacher, watch=watch, log=log),
           kept=str(workdir / 'kept'),
         ),
         workdir / name,
@@ -99,9 +97,9 @@ def run(
       kept = {name: found.get(name) for name in _KEPT}
       if kept['teacher']:  # Where it lies is of this machine alone.
         kept['teacher'].pop('folder', None)
-      with (results / f'{domain}.jsonl').open('a') as f:
-        line = kept | {'row': row, 'column': column}
-        f.write(json.dumps(line, sort_keys=True) + '\n')
+      ledger.append(
+        results / f'{domain}.jsonl', kept | {'row': row, 'column': column}
+      )
     left = len(_missing(cells, results, seeds))
     pace = (time.monotonic() - began) / (len(missing) - left)
     score = found['test']
@@ -117,41 +115,24 @@ def _missing(cells, results, seeds):
   done = {
     (domain, row['row'], row['column'])
     for domain in grid.COLUMNS
-    for row in read(results / f'{domain}.jsonl')
+    for row in ledger.read(results / f'{domain}.jsonl')
     if len(row['seeds']) >= seeds
   }
   return [cell for cell in cells if cell not in done]
 
 
-@contextlib.contextmanager
-def _lock(file, *, wait=False):
-  """Yields whether this process holds `file`, which a dead one lets go."""
-  with file.open('w') as held:
-    try:
-      fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-      yield False
-      return
-    yield True
-
-
-def _teacher(domain, workdir, teacher, *, watch, log):
-  """The folder of the teacher; that of ratings is trained if it is absent."""
+def teacher_of(
+  domain: str, workdir: pathlib.Path, teacher: str, *, watch, log
+) -> str:
+  """The teacher's folder; that of ratings is trained if it is absent."""
   if domain != 'movielens':
     return teacher
   folder = workdir / 'teacher'
-  with _lock(workdir / 'teacher.lock', wait=True):
+  with ledger.lock(workdir / 'teacher.lock', wait=True):
     if not (folder / 'results.json').exists():
       config = movielens_config.get_config('method=teacher')
       train.run(config, folder, watch=watch, log=log)
   return str(folder)
-
-
-def read(file: pathlib.Path) -> list[render.Cell]:
-  """The cells of a file; none if it is absent."""
-  if not file.exists():
-    return []
-  return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def _insert(page, name, text):
@@ -193,7 +174,8 @@ def main() -> None:
         log=lambda line: print(line, file=sys.stderr, flush=True),
       )
     cells = {
-      domain: read(args.results / f'{domain}.jsonl') for domain in grid.COLUMNS
+      domain: ledger.read(args.results / f'{domain}.jsonl')
+      for domain in grid.COLUMNS
     }
     for name in names:
       text = render.table(name, cells)

@@ -178,6 +178,8 @@ WRONG = [
   ({'model.name': 'mpl'}, "Did you mean 'mlp'?"),
   ({'parallel.kind': 'pmab'}, "Did you mean 'pmap'?"),
   ({'parallel.devices': -1}, 'config.parallel.devices is -1'),
+  ({'data.until': 0.0}, r'data.until is 0.0; .* above 0 and at most 1\.'),
+  ({'data.until': 1.5}, 'data.until is 1.5'),
 ]
 
 

@@ -71,6 +71,14 @@ def test_small_splits(small):
       np.testing.assert_array_equal(mine, everyones[keep])
 
 
+def test_an_earlier_window_leaves_the_test_alone(small):
+  parts = movielens.parts(small, until=0.8)
+  # 1350 x 0.8, of it nine tenths, and the test of before.
+  assert [len(part) for part in parts] == [972, 108, 150]
+  _assert_in_time(small, parts)
+  np.testing.assert_array_equal(parts.test, movielens.parts(small).test)
+
+
 def test_unknown_genre(small):
   with pytest.raises(errors.ConfigError, match="Did you mean 'Drama'"):
     movielens.parts(small, 'Dramas')

@@ -7,6 +7,7 @@ import pytest
 
 from td_jax import errors
 from td_jax import grid
+from td_jax import ledger
 from td_jax import methods
 from td_jax import paper
 from td_jax import render
@@ -18,7 +19,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def _committed():
   return {
-    domain: tables.read(ROOT / f'results/{domain}.jsonl')
+    domain: ledger.read(ROOT / f'results/{domain}.jsonl')
     for domain in grid.COLUMNS
   }
 
@@ -228,14 +229,14 @@ def test_grid_goes_on_where_it_stopped(tmp_path, monkeypatch):
 def test_two_processes_share_the_cells(tmp_path, monkeypatch):
   ran = _recorded(monkeypatch)
   theirs = 'cifar10-td-2'
-  with tables._lock(tmp_path / f'{theirs}.lock') as held:
+  with ledger.lock(tmp_path / f'{theirs}.lock') as held:
     assert held
     _grid(tmp_path, ['6'])
   assert len(ran) == 5
   # It died and had written nothing: whoever comes next runs that cell.
   _grid(tmp_path, ['6'])
   assert len(ran) == 6
-  assert len(tables.read(tmp_path / 'images.jsonl')) == 6
+  assert len(ledger.read(tmp_path / 'images.jsonl')) == 6
 
 
 def test_what_another_process_has_finished_meanwhile(tmp_path, monkeypatch):
@@ -257,7 +258,7 @@ def test_what_another_process_has_finished_meanwhile(tmp_path, monkeypatch):
   monkeypatch.setattr(train, 'run', run)
   _grid(tmp_path, ['6'])
   assert len(ran) == 1
-  assert len(tables.read(tmp_path / 'images.jsonl')) == 6
+  assert len(ledger.read(tmp_path / 'images.jsonl')) == 6
 
 
 def test_grid_trains_the_teacher_of_ratings_first(tmp_path, monkeypatch):
@@ -272,5 +273,5 @@ def test_images_learn_from_the_weights_that_are_named(tmp_path, monkeypatch):
   ran = _recorded(monkeypatch)
   _grid(tmp_path, ['6'])
   assert {config.teacher.checkpoint for config in ran} == {'weights'}
-  cells = tables.read(tmp_path / 'images.jsonl')
+  cells = ledger.read(tmp_path / 'images.jsonl')
   assert [json.dumps(cell['seeds']) for cell in cells] == ['[0, 1]'] * 6

@@ -3,7 +3,8 @@
 Ratings come sorted by (timestamp, user, movie). The first 90% are for training,
 the last 10% for the test, cut before any choice of genre; validation is the
 last 10% of the training part, and is trained on too where `config.refit` says
-so. A movie belongs to every genre it lists.
+so. `config.data.until` ends the training part earlier, to validate on another
+time. A movie belongs to every genre it lists.
 
 An id that the network's own training rows do not hold is row 0, the unknown
 one: 86% of the test rows have an id never seen in the fitted rows.
@@ -43,8 +44,13 @@ class Parts(NamedTuple):
 
 
 def check(config: types.Config) -> None:
-  """A genre is looked up in the data."""
-  del config  # There is nothing to check before.
+  """Raises a ConfigError; a genre is looked up in the data, later."""
+  until = config.data.until
+  if not 0 < until <= 1:
+    raise errors.ConfigError(
+      f'config.data.until is {until}; it is a share of the training ratings, '
+      'above 0 and at most 1.'
+    )
 
 
 def load(config: types.Config, *, log=print) -> task.Task:
@@ -56,7 +62,8 @@ def load(config: types.Config, *, log=print) -> task.Task:
   """
   ratings = sources.movielens_100k(config.data.dir, log=log)
   genre = config.data.genre
-  everything, selecting = parts(ratings), parts(ratings, genre)
+  everything = parts(ratings, until=config.data.until)
+  selecting = parts(ratings, genre, until=config.data.until)
   for name, rows in selecting._asdict().items():
     if not len(rows):
       raise errors.DataError(
@@ -100,9 +107,15 @@ def load(config: types.Config, *, log=print) -> task.Task:
   )
 
 
-def parts(ratings: sources.Ratings, genre: str = '') -> Parts:
-  """Cuts ratings by time, then keeps the rows of `genre` ('': all)."""
-  end = int(len(ratings.rating) * TRAIN)
+def parts(
+  ratings: sources.Ratings, genre: str = '', *, until: float = 1.0
+) -> Parts:
+  """Cuts ratings by time, then keeps the rows of `genre` ('': all).
+
+  Of the training part only the first share `until` is there.
+  """
+  test = int(len(ratings.rating) * TRAIN)
+  end = int(test * until)
   fit = int(end * FIT)
   if genre:
     errors.choose('config.data.genre', genre, ratings.genre_names)
@@ -112,7 +125,7 @@ def parts(ratings: sources.Ratings, genre: str = '') -> Parts:
     keep = np.ones(len(ratings.rating), bool)
   rows = np.arange(len(keep))
   return Parts(
-    *(part[keep[part]] for part in (rows[:fit], rows[fit:end], rows[end:]))
+    *(part[keep[part]] for part in (rows[:fit], rows[fit:end], rows[test:]))
   )
 
 

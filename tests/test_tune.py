@@ -1,0 +1,188 @@
+"""Trials are the same at every call, run once, and never see the test split."""
+
+import pathlib
+
+import conftest
+import numpy as np
+import pytest
+
+from td_jax import errors
+from td_jax import grid
+from td_jax import ledger
+from td_jax import tables
+from td_jax import train
+from td_jax import tune
+from td_jax.data import sources
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def _tune(folder, what, *, count=2, domain='movielens', seeds=1):
+  tune.run(
+    domain,
+    what,
+    folder,
+    folder,
+    count=count,
+    seeds=seeds,
+    teacher='weights',
+    watch=conftest.Watch(),
+    log=lambda line: None,
+  )
+
+
+@pytest.mark.parametrize('domain', tune.SPACES)
+def test_every_method_has_as_many_trials(domain):
+  for space in tune.SPACES[domain].values():
+    found = tune.trials(space, 3)
+    assert found == tune.trials(space, 5)[:3]
+    assert len({str(trial) for trial in found}) == 3
+    for trial in found:
+      assert all(value in space[name] for name, value in trial.items())
+  assert set(grid.BASELINES) - {'scratch'} <= set(tune.SPACES[domain])
+
+
+def test_a_small_space_is_tried_whole():
+  assert len(tune.trials({'a': (1, 2), 'b': (3,)}, 9)) == 2
+
+
+@pytest.fixture
+def ran(monkeypatch):
+  """Replaces training; the list of configs that 'ran'."""
+  configs = []
+
+  def run(config, path, **_):
+    del path
+    configs.append(config)
+    return {
+      'metric': 'rmse',
+      'validation': {'mean': config.distill.weights.logit},
+      'best_step': [1],
+      'seconds': 1.0,
+      'commit': 'abc',
+    }
+
+  monkeypatch.setattr(train, 'run', run)
+  monkeypatch.setattr(tables, 'teacher_of', lambda *_, **__: 'teacher')
+  return configs
+
+
+def test_trials_run_once_and_on_validation(tmp_path, ran):
+  _tune(tmp_path, ['ld'])
+  assert len(ran) == 4  # Two settings, two genres.
+  for config in ran:
+    assert (config.method, config.refit, config.test) == ('ld', False, False)
+    assert config.teacher.checkpoint == 'teacher/selection'
+  _tune(tmp_path, ['ld'])
+  assert len(ran) == 4
+  _tune(tmp_path, ['ld'], count=3)
+  assert len(ran) == 6
+  rows = ledger.read(tmp_path / 'search.jsonl')
+  (settings, score, count) = tune.best(rows)['ld']
+  tried = tune.trials(tune.SPACES['movielens']['ld'], 3)
+  lowest = min(trial['distill.weights.logit'] for trial in tried)
+  assert settings == {'distill.weights.logit': lowest}
+  assert (score, count) == (lowest, 3)
+
+
+def test_what_another_process_does_is_left_to_it(tmp_path, ran):
+  (tmp_path / 'tune').mkdir()
+  settings = tune.trials(tune.SPACES['movielens']['ld'], 1)[0]
+  name = tune._name('ld', 'Drama', settings)
+  with ledger.lock(tmp_path / 'tune' / name):
+    _tune(tmp_path, ['ld'], count=1)
+  assert [config.data.genre for config in ran] == ['War']
+  _tune(tmp_path, ['ld'], count=1)
+  assert [config.data.genre for config in ran] == ['War', 'Drama']
+
+
+def test_settings_that_lack_a_column_do_not_count():
+  def row(column, weight, score, metric='rmse'):
+    return {
+      'what': 'ld',
+      'column': column,
+      'settings': {'w': weight},
+      'metric': metric,
+      'validation': {'mean': score},
+    }
+
+  rows = [row('a', 1, 0.5), row('b', 1, 0.7), row('a', 2, 0.1)]
+  assert tune.best(rows) == {'ld': ({'w': 1}, 0.6, 1)}
+  rows = [
+    row('a', weight, score, 'accuracy')
+    for weight, score in ((1, 0.5), (2, 0.9))
+  ]
+  assert tune.best(rows) == {'ld': ({'w': 2}, 0.9, 2)}
+
+
+def test_a_teacher_is_scored_by_the_genres_it_will_teach(tmp_path, monkeypatch):
+  small = conftest.small_ratings()
+  monkeypatch.setattr(sources, 'movielens_100k', lambda *_, **__: small)
+  monkeypatch.setattr(tune.movielens, 'GENRES', small.genre_names)
+  real = grid.config
+
+  def short(*args, **more):
+    config = real(*args, **more)
+    config.teacher.update(
+      {'steps': 4, 'dispatch': 2, 'log_every': 2, 'eval_every': 4}
+    )
+    return config
+
+  monkeypatch.setattr(grid, 'config', short)
+  monkeypatch.setitem(
+    tune.SPACES['movielens'], 'teacher', {'teacher.batch_size': (16,)}
+  )
+  _tune(tmp_path, ['teacher'], count=1, seeds=2)
+  row, *earlier = ledger.read(tmp_path / 'search.jsonl')
+  assert [row['column'] for row in (row, *earlier)] == ['1.0', '0.9', '0.8']
+  assert len(row['validation']['per_seed']) == 2
+  # Each of the same teacher, by hand, in another run of it.
+  config = grid.config('movielens', 'teacher', '', seeds=1, teacher='', kept='')
+  config.test = config.refit = False
+  config.teacher.batch_size, config.seed = 16, 1
+  train.run(
+    config, tmp_path / 'run', watch=conftest.Watch(), log=lambda _: None
+  )
+  each = [tune._score(config, tmp_path / 'run', g) for g in small.genre_names]
+  assert row['validation']['per_seed'][1] == pytest.approx(
+    np.mean(each), rel=1e-6
+  )
+
+
+def test_the_better_half_goes_on_to_the_next_window(tmp_path, monkeypatch):
+  ran = []
+
+  def teach(config, watch):
+    del watch
+    ran.append((config.data.until, config.teacher.steps))
+    # The fewer the steps the better, but for 700 on the first window.
+    first = config.teacher.steps == 700 and config.data.until == 1
+    mean = 0.0 if first else config.teacher.steps
+    return {'metric': 'rmse', 'validation': {'mean': mean}, 'seconds': 1.0}
+
+  monkeypatch.setattr(tune, '_teach', teach)
+  monkeypatch.setitem(
+    tune.SPACES['movielens'], 'teacher', {'teacher.steps': (300, 500, 700, 900)}
+  )
+  _tune(tmp_path, ['teacher'], count=4)
+  assert [until for until, _ in ran] == [1.0] * 4 + [0.9] * 2 + [0.8]
+  assert {steps for until, steps in ran if until == 0.9} == {300, 700}
+  # (300 + 300) / 2 against (0 + 700) / 2.
+  assert ran[-1] == (0.8, 300)
+  found = tune.best(ledger.read(tmp_path / 'search.jsonl'))
+  assert found['teacher'] == ({'teacher.steps': 300}, 300, 1)
+
+
+def test_best_of_what_is_committed():
+  for domain, file in tune.FILES.items():
+    for row in ledger.read(ROOT / 'results' / file):
+      assert 'test' not in row
+      assert row['what'] in tune.SPACES[domain]
+
+
+def test_an_unknown_what(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr('sys.argv', ['tune', '--what=lda'])
+  with pytest.raises(SystemExit) as end:
+    tune.main()
+  assert end.value.code == errors.ConfigError.exit_code
+  assert 'lda' in capsys.readouterr().err
