@@ -52,12 +52,12 @@ def get_config(arg: str = '') -> Any:
     )
   )
   cfg.teacher = common.learner(
-    common.mlp(hidden=(512, 256), dropout=0.6, unknown_rate=0.05),
-    steps=300,
-    batch_size=1024,
+    common.mlp(hidden=(512, 256), dropout=0.5, unknown_rate=0.1),
+    steps=1000,
+    batch_size=512,
     optimizer='adamw',
-    learning_rate=5e-3,
-    weight_decay=0.1,
+    learning_rate=1e-3,
+    weight_decay=1.0,
     clip=0.0,
   )
   cfg.teacher.checkpoint = ''  # A run's folder; '': train one in the workdir.
