@@ -9,16 +9,22 @@ from typing import Any
 
 
 def read(file: pathlib.Path) -> list[dict[str, Any]]:
-  """The rows of `file`; none if it is absent."""
+  """The whole rows of `file`; none if it is absent."""
   if not file.exists():
     return []
-  return [json.loads(line) for line in file.read_text().splitlines()]
+  rows = []
+  for line in file.read_text(errors='replace').splitlines():
+    with contextlib.suppress(ValueError):  # A crash cut it off.
+      rows.append(json.loads(line))
+  return rows
 
 
 def append(file: pathlib.Path, row: dict[str, Any]) -> None:
-  """Adds a row to `file`."""
+  """Adds a row to `file`, after what a crash may have cut off."""
+  before = file.read_bytes() if file.exists() else b''
+  cut = '\n' if before and not before.endswith(b'\n') else ''
   with file.open('a') as f:
-    f.write(json.dumps(row, sort_keys=True) + '\n')
+    f.write(cut + json.dumps(row, sort_keys=True) + '\n')
 
 
 @contextlib.contextmanager

@@ -61,10 +61,7 @@ def run(
     watch: Says when to stop.
     log: Takes lines for whoever watches.
   """
-  report.environment()  # Of the code that this process has read.
-  # Programs of a row are the same in all genres, and take seconds to compile.
-  jax.config.update('jax_compilation_cache_dir', str(workdir / 'compiled'))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+  begin(workdir)
   cells = list(
     dict.fromkeys(
       (grid.TABLES[name].domain, row, column)
@@ -73,7 +70,6 @@ def run(
       for column in grid.COLUMNS[grid.TABLES[name].domain]
     )
   )
-  workdir.mkdir(parents=True, exist_ok=True)
   began, missing = time.monotonic(), _missing(cells, results, seeds)
   for cell in missing:
     domain, row, column = cell
@@ -108,6 +104,15 @@ def run(
       f'{score["standard_error"] or 0:.4f}; {left} of {len(cells)} cells left, '
       f'ETA {datetime.timedelta(seconds=round(pace * left))}'
     )
+
+
+def begin(workdir: pathlib.Path) -> None:
+  """What a process does before its first run."""
+  report.environment()  # Of the code that this process has read.
+  workdir.mkdir(parents=True, exist_ok=True)
+  # Programs of a row are the same in all genres, and take seconds to compile.
+  jax.config.update('jax_compilation_cache_dir', str(workdir / 'compiled'))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
 def _missing(cells, results, seeds):

@@ -137,6 +137,7 @@ def run(
     watch: Says when to stop.
     log: Takes lines for whoever watches.
   """
+  tables.begin(workdir)
   locks, file = workdir / 'tune', results / FILES[domain]
   locks.mkdir(parents=True, exist_ok=True)
   for what, column, settings in _planned(domain, chosen, count, file, locks):
