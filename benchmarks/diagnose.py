@@ -78,13 +78,12 @@ def runs():
   for genre in ('Drama', 'War'):  # The densest and the sparsest of the 8.
     yield Run('weight', genre, 'scratch', 0.0, 'scratch', {})
     for weight in (0.1, 1.0, 10.0):
-      for name in _TERMS:
-        how = _weights('td', weight, name)
-        yield Run('weight', genre, name, weight, *how)
-      how = _weights('td', weight, *_TERMS)
-      yield Run('weight', genre, _ALL, weight, *how)
-      how = _weights('ld', weight, 'logit')
-      yield Run('weight', genre, _LD, weight, *how)
+      for name, method, changes in list(_taught(weight))[1:]:
+        yield Run('weight', genre, name, weight, method, changes)
+      if genre == 'Drama':
+        for name in _TERMS:
+          how = _weights('td', weight, name)
+          yield Run('weight', genre, name, weight, *how)
   for target in ('chained', 'original'):
     method, changes = _weights('td', 1.0, *_TERMS)
     changes |= {'k': 3, 'distill.interact_target': target}
@@ -443,6 +442,8 @@ def _draw(rows, folder):
   for axes, genre in zip(panels, genres, strict=True):
     for name in (*_TERMS, _ALL, _LD):
       at = [x for g, n, x in found if (g, n) == (genre, name)]
+      if not at:
+        continue
       gaps = [
         rows.gap('weight', genre, name, x, against=('scratch', 0.0)) for x in at
       ]
