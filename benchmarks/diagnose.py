@@ -95,7 +95,7 @@ def runs():
   for genre in ('Drama', 'War'):
     for name, method, changes in _taught(1.0):
       yield Run('unknown', genre, name, 0.0, method, changes | off)
-  for factor in (2, 4, 8):
+  for factor in (2, 8):
     narrow = {'model.hidden': (128 // factor, 64 // factor)}
     for name, method, changes in _taught(1.0):
       yield Run('width', 'Drama', name, 1 / factor, method, changes | narrow)
