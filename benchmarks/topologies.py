@@ -2,9 +2,9 @@
 
   python benchmarks/topologies.py        # needs `pip install -e '.[tpu_compile]'`
 
-Minutes each; what is in the .jsonl already is not compiled again. TD, k = 2, at
-384 pixels, the whole of configs/vit_imagenet.py; batch 512, and 4096 on 256
-chips. Nothing is loaded or run.
+Minutes each; what is in the .jsonl already is not compiled again. TD, k = 2, the
+whole of configs/vit_imagenet.py at 384 pixels; and a teacher of 1 B parameters
+at 224, in pieces. Nothing is loaded or run.
 """
 
 import json
@@ -21,18 +21,37 @@ from td_jax import compile as compile_lib
 from td_jax import planning
 from td_jax import report
 
-TOPOLOGIES = {
-  'v4:2x2x1': 512,
-  'v5e:2x2': 512,
-  'v5e:4x4': 512,
-  'v5e:16x16': 4096,
-}
+
+def _paper():
+  """ViT-B/32 teaches its first 4 blocks, at 384 pixels."""
+  return vit_imagenet.get_config()
+
+
+def _giant():
+  """ViT-g/14 teaches its first 4 blocks, at 224 pixels: scanned, in 8 pieces."""
+  config = vit_imagenet.get_config('size=224')
+  for model in (config.model, config.teacher.model):
+    model.update({'width': 1408, 'heads': 16, 'mlp_width': 6144, 'patch': 14})
+    model.scan = True
+  config.teacher.model.update({'depth': 40, 'split': (20, 40)})
+  config.parallel.fsdp = 8
+  return config
+
+
+TEACHERS = {'B/32': _paper, 'g/14': _giant}
+CASES = (  # Teacher, topology, global batch.
+  ('B/32', 'v4:2x2x1', 512),
+  ('B/32', 'v5e:2x2', 512),
+  ('B/32', 'v5e:4x4', 512),
+  ('B/32', 'v5e:16x16', 4096),
+  ('g/14', 'v5e:4x4', 512),
+)
 _OUT = flags.DEFINE_string('out', 'results/compile_imagenet.jsonl', 'Rows.')
 _MFU = flags.DEFINE_float('mfu', 0.3, 'Stated for the estimate of hours.')
 _HEADS = (
-  'topology', 'global batch', 'HBM used of', 'model FLOPs', 'all-reduces',
-  'their bytes', 'others', 'in loops', 'roofline', 'bound by',
-  'MFU for 12 h', 'hours', 'dollars',
+  'teacher', 'parameters', 'pieces', 'topology', 'global batch', 'HBM used of',
+  'model FLOPs', 'all-reduces', 'their bytes', 'others', 'in loops', 'roofline',
+  'bound by', 'MFU for 12 h', 'hours', 'dollars',
 )  # fmt: skip
 
 
@@ -40,8 +59,11 @@ def render(rows):
   """The table in Markdown."""
   gib = 2**30
   lines = [
-    'The training step of `configs/vit_imagenet.py` (TD, k = 2, 384 pixels), '
-    'compiled by `benchmarks/topologies.py`; per chip and step. Hours and '
+    'The training step of `configs/vit_imagenet.py` (TD, k = 2), compiled by '
+    '`benchmarks/topologies.py`; per chip and step. B/32 is at 384 pixels, g/14 '
+    'at 224, its blocks scanned; each teaches a student of 4 such blocks. '
+    'Pieces: `config.parallel.fsdp`. Parameters: the teacher, the student and '
+    'the communication. Hours and '
     f'dollars of 20,000 steps are at a stated MFU, {rows[0]["plan"]["mfu_stated"]:.0%}, '
     'which nobody measured.',
     '',
@@ -53,13 +75,16 @@ def render(rows):
     reduces = [c for c in row['collectives'] if c['kind'] == 'all-reduce']
     others = [c for c in row['collectives'] if c['kind'] != 'all-reduce']
     texts = [
+      row['teacher'],
+      f'{row["parameters"] / 1e6:.0f} M',
+      str(row['fsdp']),
       row['topology'],
       str(row['batch_size']),
       f'{memory["used"] / gib:.2f} of {memory["size"] / gib:.0f} GiB',
       f'{row["work"]["model_flops"] / 1e12:.2f} T',
       str(sum(c['count'] for c in reduces)),
       f'{sum(c["bytes"] for c in reduces) / 1e6:.0f} MB',
-      ', '.join(f'{c["count"]} {c["kind"]}' for c in others) or 'none',
+      ', '.join(map(_other, others)) or 'none',
       str(sum(c['in_loops'] for c in row['collectives'])),
       f'{1e3 * row["times"]["roofline"]:.1f} ms',
       row['times']['bound'],
@@ -68,15 +93,14 @@ def render(rows):
       f'{plan["dollars"]:,.0f}',
     ]
     lines.append('| ' + ' | '.join(texts) + ' |')
-  first = rows[0]
-  versions = ', '.join(f'{k} {v}' for k, v in first['versions'].items())
-  lines += [
-    '',
-    f'{first["parameters"] / 1e6:.0f} M parameters, the teacher and the '
-    f'communication included; {versions}; commit {first["commit"]}.',
-    '',
-  ]
+  versions = ', '.join(f'{k} {v}' for k, v in rows[0]['versions'].items())
+  commits = ', '.join(dict.fromkeys(row['commit'] for row in rows))
+  lines += ['', f'{versions}; commits {commits}.', '']
   return '\n'.join(lines)
+
+
+def _other(found):
+  return f'{found["count"]} {found["kind"]} ({found["bytes"] / 1e9:.2f} GB)'
 
 
 def main(argv):
@@ -84,16 +108,21 @@ def main(argv):
   out = pathlib.Path(_OUT.value)
   out.touch()
   rows = [json.loads(line) for line in out.read_text().splitlines()]
-  done = {row['topology'] for row in rows}
-  for topology, batch in TOPOLOGIES.items():
-    if topology in done:
+  done = {(row['teacher'], row['topology']) for row in rows}
+  for teacher, topology, batch in CASES:
+    if (teacher, topology) in done:
       continue
-    config = vit_imagenet.get_config()
+    config = TEACHERS[teacher]()
     config.batch_size = batch
     found = planning.cost(config, topology, mfu=_MFU.value)
     print(compile_lib.table(found), flush=True)
     row = json.loads(compile_lib.as_json(found))
-    row |= {'batch_size': batch, 'commit': report.environment()['commit']}
+    row |= {
+      'teacher': teacher,
+      'fsdp': config.parallel.fsdp,
+      'batch_size': batch,
+      'commit': report.environment()['commit'],
+    }
     rows.append(row)
     with out.open('a') as f:
       f.write(json.dumps(row, sort_keys=True) + '\n')

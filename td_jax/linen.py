@@ -3,6 +3,10 @@
 The layers compute what their namesakes in Flax do; only how is ours.
 """
 
+from collections.abc import Callable
+from collections.abc import Iterator
+import contextlib
+import contextvars
 import functools
 import math
 from typing import Any
@@ -30,6 +34,36 @@ def call(
     rngs=None if key is None else {'dropout': key},
     method=method,
   )
+
+
+_Place = Callable[[types.Array], types.Array]
+# Of a parameter, where it is used; `parallel` sets it while it traces.
+_WHOLE: contextvars.ContextVar[_Place] = contextvars.ContextVar(
+  'whole', default=lambda param: param
+)
+
+
+@contextlib.contextmanager
+def gathering(gather: _Place) -> Iterator[None]:
+  """Within it `whole` is `gather`, which may say where an array has to be.
+
+  The gradient is left free: it is best scattered as it is added up.
+  """
+  whole = jax.custom_vjp(gather)
+  whole.defvjp(lambda param: (gather(param), None), lambda _, grad: (grad,))
+  token = _WHOLE.set(whole)
+  try:
+    yield
+  finally:
+    _WHOLE.reset(token)
+
+
+def whole(param: types.Array) -> types.Array:
+  """`param`, all of which a device is to have before it computes with it.
+
+  Of parameters in pieces XLA may otherwise gather the batch in their place.
+  """
+  return _WHOLE.get()(param)
 
 
 class Dropout(nn.Module):
@@ -104,8 +138,16 @@ _matmul.defvjp(_matmul_forward, _matmul_backward)
 def _dot_general(x, kernel, dimensions, precision=None):
   """lax.dot_general as nn.Dense calls it."""
   del dimensions, precision  # Last axis with first, at the default.
-  return _matmul(x, kernel)
+  return _matmul(x, whole(kernel))
 
 
 # For wide layers; narrow ones gain less than the transposing costs.
 Dense = functools.partial(nn.Dense, dot_general=_dot_general)
+
+
+def _dot_whole(x, kernel, dimensions, precision=None):
+  return lax.dot_general(x, whole(kernel), dimensions, precision)
+
+
+# nn.Dense, of a kernel that may be in pieces.
+PlainDense = functools.partial(nn.Dense, dot_general=_dot_whole)

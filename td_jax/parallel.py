@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from td_jax import errors
+from td_jax import linen
 from td_jax import sharding
 from td_jax import types
 
@@ -96,6 +97,7 @@ class Parallel:
     self._mesh = jax.sharding.Mesh(devices_used, (_DATA,))
     if kind == 'mesh':
       self._mesh = jax.sharding.Mesh(devices_used.reshape(-1, fsdp), _AXES)
+    self._in_pieces = fsdp > 1
 
   @property
   def is_main(self) -> bool:
@@ -218,13 +220,26 @@ class Parallel:
     )
 
   def _jit(self, fn, state, *, updates):
+    program = functools.partial(fn, axis_name=None)
     return jax.jit(
-      functools.partial(fn, axis_name=None),
+      self._gathering(program) if self._in_pieces else program,
       donate_argnums=(0,) if updates else (),
       out_shardings=(
         (self.shardings(state), self._named()) if updates else self._named()
       ),
     )
+
+  def _gathering(self, program):
+    """`program`, each of whose kernels is made whole where it is used."""
+
+    def gather(param):
+      return jax.lax.with_sharding_constraint(param, self._named())
+
+    def gathering(*args):
+      with linen.gathering(gather):
+        return program(*args)
+
+    return gathering
 
   def _named(self, *axes):
     return jax.sharding.NamedSharding(

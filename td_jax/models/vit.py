@@ -20,6 +20,7 @@ from jax import numpy as jnp
 import jaxtyping as jt
 
 from td_jax import errors
+from td_jax import linen
 from td_jax import types
 from td_jax.models import posemb
 from td_jax.models import split
@@ -100,7 +101,9 @@ class Embed(nn.Module):
     patches = x.reshape(batch, rows, self.patch, columns, self.patch, channels)
     patches = patches.transpose(0, 1, 3, 2, 4, 5)
     patches = patches.reshape(batch, rows * columns, -1)
-    tokens = nn.Dense(self.width, dtype=self.dtype, name='patches')(patches)
+    tokens = linen.PlainDense(self.width, dtype=self.dtype, name='patches')(
+      patches
+    )
     if self.class_token == 'before':
       tokens = self._with_class_token(tokens)
     tokens += self._positions(rows, columns, tokens.shape[1])[None]
@@ -122,6 +125,7 @@ class Embed(nn.Module):
       table = self.param(
         'position', nn.initializers.normal(0.02), (tokens, self.width)
       )
+      table = linen.whole(table)
     return jnp.asarray(table, self.dtype)
 
 
@@ -135,7 +139,7 @@ class Attention(nn.Module):
   def __call__(self, queries, tokens):
     batch, _, width = tokens.shape
     dense = functools.partial(
-      nn.Dense,
+      linen.PlainDense,
       width,
       dtype=self.dtype,
       kernel_init=nn.initializers.xavier_uniform(),
@@ -166,7 +170,9 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, tokens, train):
     dense = functools.partial(
-      nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform()
+      linen.PlainDense,
+      dtype=self.dtype,
+      kernel_init=nn.initializers.xavier_uniform(),
     )
     hidden = dense(self.hidden, name='in')(tokens)
     hidden = nn.gelu(hidden, approximate=self.gelu == 'tanh')
@@ -275,9 +281,11 @@ class ViT(nn.Module):
       del of_pool['layer_scale'], of_pool['dropout']  # It has neither.
       self.pool = AttentionPool(**of_pool)
     if self.pre_logits_width:
-      self.pre_logits = nn.Dense(self.pre_logits_width)
+      self.pre_logits = linen.PlainDense(self.pre_logits_width)
     if self.classes:
-      self.head = nn.Dense(self.classes, kernel_init=nn.initializers.zeros)
+      self.head = linen.PlainDense(
+        self.classes, kernel_init=nn.initializers.zeros
+      )
 
   def __call__(self, x, *, train: bool):
     """Returns (low, high, output) for images `x`."""
