@@ -58,7 +58,7 @@ def gathering(gather: _Place) -> Iterator[None]:
     _WHOLE.reset(token)
 
 
-def whole(param: types.Array) -> types.Array:
+def whole(param: Any) -> Any:
   """`param`, all of which a device is to have before it computes with it.
 
   Of parameters in pieces XLA may otherwise gather the batch in their place.
