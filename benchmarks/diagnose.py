@@ -133,19 +133,18 @@ def measure(
   score = experiment.scorer(
     config, made.model, task.validation, task=task, parallel=parallel
   )
-  state, scores, measured = parallel.place(made.state), [], []
+  state = parallel.place(made.state)
+  steps_seen, scores, measured = [], [], []
   for start in range(0, config.steps, config.dispatch):
     stop = min(start + config.dispatch, config.steps)
     state, metrics = made.train(state, made.fixed, made.rows(start, stop))
     measured.append({k: float(v.mean()) for k, v in metrics.items()})
     scores.append(score(state.params['student']))
+    steps_seen.append(stop)
   row = {
     'validation': report.spread(np.min(scores, axis=0)),
     'terms': measured[-1],
-    'steps': [
-      min(s + config.dispatch, config.steps)
-      for s in range(0, config.steps, config.dispatch)
-    ],
+    'steps': steps_seen,
     'interact': {
       name: [terms[name] for terms in measured]
       for name in measured[-1]
@@ -331,13 +330,9 @@ def _of_weights(rows):
 
 def _of_x(rows, part, shown):
   for genre, name, x in rows.of(part):
-    if name == 'scratch':
-      score = rows[part, genre, name, x]['validation']
-      yield [genre, shown(x), name, f'{score["mean"]:.4f}', '']
-    else:
-      score = rows[part, genre, name, x]['validation']
-      gap = _gap_text(rows.gap(part, genre, name, x))
-      yield [genre, shown(x), name, f'{score["mean"]:.4f}', gap]
+    score = rows[part, genre, name, x]['validation']
+    gap = None if name == 'scratch' else rows.gap(part, genre, name, x)
+    yield [genre, shown(x), name, f'{score["mean"]:.4f}', _gap_text(gap)]
 
 
 def page(rows: Rows) -> str:
@@ -459,9 +454,7 @@ def _draw(rows, folder):
     axes.set(xscale='log', xlabel='weight', title=genre)
   panels[0].set_ylabel('validation RMSE minus scratch')
   panels[0].legend()
-  picture.savefig(
-    folder / 'diagnosis_weight.png', dpi=100, metadata={'Software': None}
-  )
+  _save(picture, folder / 'diagnosis_weight.png')
   picture = figure.Figure(figsize=(10, 4), layout='constrained')
   found = rows.of('iteration')
   panels = picture.subplots(1, max(1, len(found)), squeeze=False)[0]
@@ -473,9 +466,11 @@ def _draw(rows, folder):
     axes.set(yscale='log', xlabel='step', title=at[1])
   panels[0].set_ylabel('L_interact')
   panels[0].legend()
-  picture.savefig(
-    folder / 'diagnosis_iteration.png', dpi=100, metadata={'Software': None}
-  )
+  _save(picture, folder / 'diagnosis_iteration.png')
+
+
+def _save(picture, file):
+  picture.savefig(file, dpi=100, metadata={'Software': None})
 
 
 def main():
