@@ -14,8 +14,9 @@ cycles through made-up ones. Teachers of images have random weights. Without
 --peer only ours is measured.
 
 `--settings` measures some; the others of --out stay as they are, so that a
-shared machine can be taken for a minute at a time. `--profile` shows where the
-time of settings goes.
+shared machine can be taken for a minute at a time. README.md takes its tables
+from --out where it is in results/; `--render` measures nothing. `--profile`
+shows where the time of settings goes.
 """
 
 import collections
@@ -42,11 +43,13 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 from configs import movielens
 from configs import vit_cifar10
 from td_jax import data
+from td_jax import errors
 from td_jax import experiment
 from td_jax import flops
 from td_jax import models
 from td_jax import parallel
 from td_jax import preemption
+from td_jax import render
 from td_jax import report
 from td_jax import teachers
 from td_jax import train
@@ -58,6 +61,7 @@ _ROUNDS = flags.DEFINE_integer('rounds', 5, 'Bursts of each setting.')
 _SECONDS = flags.DEFINE_float('seconds', 1.5, 'Length of a burst.')
 _TASK = flags.DEFINE_enum('task', 'movielens', ['movielens', 'images'], 'Of.')
 _CHOSEN = flags.DEFINE_list('settings', [], 'Some only, such as "td k=1".')
+_RENDER = flags.DEFINE_bool('render', False, 'Measure nothing.')
 _PROFILE = flags.DEFINE_list('profile', [], 'Settings to be profiled.')
 
 
@@ -82,11 +86,11 @@ SETTINGS = {
     'td k=1': Setting('td', 1, 256, 1, True, 'TD'),
     'td k=2': Setting('td', 2, 256, 1, True, 'TD'),
     'td k=3': Setting('td', 3, 256, 1, True, 'TD'),
-    'td k=1, batch 4096': Setting('td', 1, 4096, 1, True, 'TD'),
-    'ld, teacher not cached': Setting('ld', 0, 256, 1, False, ''),
-    'td k=1, teacher not cached': Setting('td', 1, 256, 1, False, ''),
-    'scratch, 5 seeds': Setting('scratch', 0, 256, 5, True, ''),
-    'td k=1, 5 seeds': Setting('td', 1, 256, 5, True, ''),
+    'td k=1 batch 4096': Setting('td', 1, 4096, 1, True, 'TD'),
+    'ld uncached': Setting('ld', 0, 256, 1, False, ''),
+    'td k=1 uncached': Setting('td', 1, 256, 1, False, ''),
+    'scratch 5 seeds': Setting('scratch', 0, 256, 5, True, ''),
+    'td k=1 5 seeds': Setting('td', 1, 256, 5, True, ''),
   },
   'images': {
     'ViT-S scratch': Setting('scratch', 0, 32, 1, False, 'scratch', 14),
@@ -94,11 +98,12 @@ SETTINGS = {
     'ViT-S td k=0': Setting('td', 0, 32, 1, False, 'TD', 14),
     'ViT-S td k=1': Setting('td', 1, 32, 1, False, 'TD', 14),
     'ViT-S td k=2': Setting('td', 2, 32, 1, False, 'TD', 14),
-    'ViT-S td k=0, cached': Setting('td', 0, 32, 1, True, 'TD', 14),
-    'ViT-S td k=1, cached': Setting('td', 1, 32, 1, True, 'TD', 14),
-    'ViT-S td k=2, cached': Setting('td', 2, 32, 1, True, 'TD', 14),
+    'ViT-S td k=0 cached': Setting('td', 0, 32, 1, True, 'TD', 14),
+    'ViT-S td k=1 cached': Setting('td', 1, 32, 1, True, 'TD', 14),
+    'ViT-S td k=2 cached': Setting('td', 2, 32, 1, True, 'TD', 14),
+    'ViT-B/32 scratch': Setting('scratch', 0, 8, 1, False, 'scratch', 32),
     'ViT-B/32 td k=1': Setting('td', 1, 8, 1, False, 'TD', 32),
-    'ViT-B/32 td k=1, cached': Setting('td', 1, 8, 1, True, 'TD', 32),
+    'ViT-B/32 td k=1 cached': Setting('td', 1, 8, 1, True, 'TD', 32),
   },
 }
 _STEPS = {'movielens': 50, 'images': 1}  # Of a dispatch.
@@ -347,9 +352,46 @@ def _line(row):
   return line
 
 
+def table(rows):
+  """The table in Markdown of the rows of --out."""
+  lines = [
+    '| | td_jax, ms a step | PyTorch, eager | ratio | GFLOP | of the best matmul |',
+    '|---|---|---|---|---|---|',
+  ]
+  for row in rows:
+    peer = ('', '')
+    if 'ratio' in row:
+      peer = (f'{row["peer_ms"]:.4g}', f'{row["ratio"]:.2f}')
+    texts = [
+      row['setting'],
+      f'{row["ms"]:.4g}',
+      *peer,
+      f'{row["gflop"]:.3g}',
+      f'{row["of_ceiling"]:.0%} of {row["ceiling_gflop_per_s"]:.0f} GFLOP/s',
+    ]
+    lines.append('| ' + ' | '.join(texts) + ' |')
+  return '\n'.join([*lines, ''])
+
+
+def _to_readme(out):
+  """Puts the table of results/NAME.json between the marks of NAME."""
+  rows = json.loads(out.read_text())['rows']
+  render.insert(out.parent.parent / 'README.md', out.stem, table(rows))
+
+
 def main(argv):
   del argv  # Flags say it all.
-  chosen = _PROFILE.value or _CHOSEN.value or list(SETTINGS[str(_TASK.value)])
+  settings = SETTINGS[str(_TASK.value)]
+  chosen = _PROFILE.value or _CHOSEN.value or list(settings)
+  try:
+    for name in chosen:
+      errors.choose('a setting', name, settings)
+  except errors.ConfigError as e:
+    sys.exit(f'error: {e}')
+  out = pathlib.Path(_OUT.value) if _OUT.value else None
+  if out and _RENDER.value:
+    _to_readme(out)
+    return
   with tempfile.TemporaryDirectory() as folder:
     if _TASK.value == 'movielens':
       config = movielens.get_config('runlocal,method=teacher')
@@ -360,7 +402,6 @@ def main(argv):
         log=lambda line: None,
       )
     ours = {name: Ours(name, folder) for name in chosen}
-  out = pathlib.Path(_OUT.value) if _OUT.value else None
   if _PROFILE.value:
     command = f"--task={_TASK.value} --profile='{','.join(chosen)}'"
     lines = [
@@ -384,8 +425,9 @@ def main(argv):
     # A row is measured by one run, whole; runs may differ between rows.
     before = json.loads(out.read_text())['rows'] if out.exists() else []
     rows = {row['setting']: row for row in before if 'commit' in row} | rows
-    kept = [rows[name] for name in SETTINGS[str(_TASK.value)] if name in rows]
+    kept = [rows[name] for name in settings if name in rows]
     out.write_text(json.dumps({'rows': kept}, indent=1) + '\n')
+    _to_readme(out)
 
 
 if __name__ == '__main__':

@@ -7,17 +7,16 @@ whole of configs/vit_imagenet.py at 384 pixels; and a teacher of 1 B parameters
 at 224, in pieces. Nothing is loaded or run.
 """
 
+import argparse
 import json
 import pathlib
 import sys
-
-from absl import app
-from absl import flags
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
 from configs import vit_imagenet
 from td_jax import compile as compile_lib
+from td_jax import ledger
 from td_jax import planning
 from td_jax import report
 
@@ -46,8 +45,6 @@ CASES = (  # Teacher, topology, global batch.
   ('B/32', 'v5e:16x16', 4096),
   ('g/14', 'v5e:4x4', 512),
 )
-_OUT = flags.DEFINE_string('out', 'results/compile_imagenet.jsonl', 'Rows.')
-_MFU = flags.DEFINE_float('mfu', 0.3, 'Stated for the estimate of hours.')
 _HEADS = (
   'teacher', 'parameters', 'pieces', 'topology', 'global batch', 'HBM used of',
   'model FLOPs', 'all-reduces', 'their bytes', 'others', 'in loops', 'roofline',
@@ -103,18 +100,24 @@ def _other(found):
   return f'{found["count"]} {found["kind"]} ({found["bytes"] / 1e9:.2f} GB)'
 
 
-def main(argv):
-  del argv  # Flags say it all.
-  out = pathlib.Path(_OUT.value)
-  out.touch()
-  rows = [json.loads(line) for line in out.read_text().splitlines()]
+def main():
+  """Compiles the cases that are missing, then writes the table."""
+  parser = argparse.ArgumentParser(description='The ImageNet step on TPUs.')
+  parser.add_argument(
+    '--out', default='results/compile_imagenet.jsonl', type=pathlib.Path
+  )
+  parser.add_argument(
+    '--mfu', default=0.3, type=float, help='stated for the estimate of hours'
+  )
+  args = parser.parse_args()
+  rows = ledger.read(args.out)
   done = {(row['teacher'], row['topology']) for row in rows}
   for teacher, topology, batch in CASES:
     if (teacher, topology) in done:
       continue
     config = TEACHERS[teacher]()
     config.batch_size = batch
-    found = planning.cost(config, topology, mfu=_MFU.value)
+    found = planning.cost(config, topology, mfu=args.mfu)
     print(compile_lib.table(found), flush=True)
     row = json.loads(compile_lib.as_json(found))
     row |= {
@@ -124,10 +127,9 @@ def main(argv):
       'commit': report.environment()['commit'],
     }
     rows.append(row)
-    with out.open('a') as f:
-      f.write(json.dumps(row, sort_keys=True) + '\n')
-  out.with_suffix('.md').write_text(render(rows))
+    ledger.append(args.out, row)
+  args.out.with_suffix('.md').write_text(render(rows))
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,17 @@ def table(name: str, cells: Mapping[str, Sequence[Cell]]) -> str:
     '',
   ]
   return '\n'.join(lines)
+
+
+def insert(page: pathlib.Path, mark: str, text: str) -> None:
+  """Puts `text` between the two lines of `mark`, where `page` has them."""
+  if not page.exists():
+    return
+  first, last = f'<!-- {mark} -->\n', f'<!-- end of {mark} -->\n'
+  before, found, rest = page.read_text().partition(first)
+  _, end, after = rest.partition(last)
+  if found and end:
+    page.write_text(before + first + text + last + after)
 
 
 class _Found:

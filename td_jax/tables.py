@@ -1,7 +1,7 @@
 """The paper's tables, run and rendered: every cell through the one loop.
 
-  python -m td_jax.tables --table=3,5,7,8 --workdir=runs/movielens --seeds=10
-  python -m td_jax.tables --table=4 --workdir=runs/images --seeds=3 --teacher=DIR
+  python -m td_jax.tables --table=1,2,3,5,7,8 --workdir=runs/tables --seeds=10
+  python -m td_jax.tables --table=4,6,9 --workdir=runs/tables --seeds=3 --teacher=DIR
   python -m td_jax.tables --table=3 --render
 
 A finished cell is not run again, and an unfinished one goes on where it
@@ -115,6 +115,16 @@ def begin(workdir: pathlib.Path) -> None:
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
+def _to_run(names, teacher):
+  """Tables 1 and 2 go without images where those have no teacher."""
+  return [
+    part
+    for name in names
+    for part in render.needs(name)
+    if part == name or teacher or grid.TABLES[part].domain != 'images'
+  ]
+
+
 def _missing(cells, results, seeds):
   """Those of `cells` that have not run with so many seeds."""
   done = {
@@ -140,17 +150,6 @@ def teacher_of(
   return str(folder)
 
 
-def _insert(page, name, text):
-  """Puts a table between its marks, where `page` has them."""
-  if not page.exists():
-    return
-  first, last = f'<!-- table {name} -->\n', f'<!-- end of table {name} -->\n'
-  before, mark, rest = page.read_text().partition(first)
-  _, end, after = rest.partition(last)
-  if mark and end:
-    page.write_text(before + mark + text + end + after)
-
-
 def main() -> None:
   """Runs what is missing of tables, then renders them."""
   logging.set_verbosity(logging.WARNING)
@@ -170,7 +169,7 @@ def main() -> None:
       errors.choose('--table', name, render.NAMES)
     if not args.render:
       run(
-        [part for name in names for part in render.needs(name)],
+        _to_run(names, args.teacher),
         args.workdir,
         args.results,
         seeds=args.seeds,
@@ -185,7 +184,7 @@ def main() -> None:
     for name in names:
       text = render.table(name, cells)
       (args.results / f'table{name}.md').write_text(text)
-      _insert(args.results.parent / 'README.md', name, text)
+      render.insert(args.results.parent / 'README.md', f'table {name}', text)
       print(text)
   except errors.TdError as e:
     print(f'error: {e}', file=sys.stderr)

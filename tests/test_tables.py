@@ -275,3 +275,9 @@ def test_images_learn_from_the_weights_that_are_named(tmp_path, monkeypatch):
   assert {config.teacher.checkpoint for config in ran} == {'weights'}
   cells = ledger.read(tmp_path / 'images.jsonl')
   assert [json.dumps(cell['seeds']) for cell in cells] == ['[0, 1]'] * 6
+
+
+def test_overall_tables_go_without_images_that_have_no_teacher():
+  assert tables._to_run(['1', '2'], '') == ['3', '5']
+  assert tables._to_run(['1', '6'], '') == ['3', '6']
+  assert tables._to_run(['1', '6'], 'weights') == ['3', '4', '6']
