@@ -16,6 +16,7 @@ from td_jax import cka
 from td_jax import errors
 from td_jax import evaluate
 from td_jax import saved
+from td_jax import sharding
 from td_jax import teachers
 from td_jax.data import classification
 
@@ -239,6 +240,41 @@ def test_devices_and_processes_change_nothing(
       _numbers(tmp_path / name),
       expected,
     )
+
+
+def test_in_pieces_from_the_command_to_the_scores(
+  command, vision_data, vision_teacher, tmp_path, monkeypatch
+):
+  """4 devices with 2 pieces each; then its scores on one device."""
+  alone, cut = sharding.shard_largest_axis, []
+
+  def small_ones_too(*args, **more):
+    specs = alone(*args, **more, least=8)
+    cut.extend(spec for spec in jax.tree.leaves(specs) if spec)
+    return specs
+
+  monkeypatch.setattr(sharding, 'shard_largest_axis', small_ones_too)
+  shared = ('--config.parallel.kind=mesh', '--config.parallel.devices=4')
+  numbers = []
+  for pieces in (1, 2):
+    cut.clear()
+    path = tmp_path / str(pieces)
+    args = _args('td', vision_data, vision_teacher, path)
+    fsdp = f'--config.parallel.fsdp={pieces}'
+    code, table, err = command(*args, *shared, fsdp)
+    assert code == 0, err
+    assert bool(cut) == (pieces > 1)
+    numbers.append(_numbers(path))
+    code, again, err = command(
+      *args, '--mode=eval', '--config.parallel.devices=1'
+    )
+    assert (code, again) == (0, table), err
+  jax.tree.map(
+    lambda one, other: np.testing.assert_allclose(
+      one, other, rtol=1e-4, atol=1e-5
+    ),
+    *numbers,
+  )
 
 
 def test_a_run_of_ours_is_a_teacher_too(config, whole):
