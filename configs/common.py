@@ -123,6 +123,8 @@ def learner(
   cfg.optim.weight_decay = weight_decay  # Of matrices and tables.
   cfg.optim.momentum = 0.9  # Of sgd.
   cfg.optim.clip = clip  # Global norm of the gradient; 0 does not clip.
+  # Skip a step whose loss is so many times its running mean; 0 skips none.
+  cfg.optim.skip_above = 0.0
   return cfg
 
 

@@ -140,8 +140,13 @@ def _learner(config, name):
       f'{name}.optim.learning_rate is {config.optim.learning_rate}; it must '
       'be above 0.'
     )
-  for field in ('warmup', 'weight_decay', 'clip'):
+  for field in ('warmup', 'weight_decay', 'clip', 'skip_above'):
     _at_least(config, f'optim.{field}', 0, name)
+  if 0 < config.optim.skip_above <= 1:
+    raise errors.ConfigError(
+      f'{name}.optim.skip_above is {config.optim.skip_above}, which would skip '
+      'losses that are no spikes; it must be above 1, or 0 to skip none.'
+    )
   for field in ('steps', 'batch_size', 'dispatch', 'log_every', 'eval_every'):
     _at_least(config, field, 1, name)
   for field, of in (('log_every', 'dispatch'), ('eval_every', 'log_every')):

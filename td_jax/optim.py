@@ -1,5 +1,7 @@
 """The optimizer of student and method parameters."""
 
+from typing import NamedTuple
+
 import jax
 from jax import lax
 from jax import numpy as jnp
@@ -9,6 +11,8 @@ from td_jax import errors
 from td_jax import schedules
 from td_jax import types
 from td_jax.methods import base
+
+_REMEMBERED = 0.99  # Of the running mean of losses, from step to step.
 
 
 def _adamw(config, rate):
@@ -47,6 +51,44 @@ def _sgd(config, rate):
   )
 
 
+class SpikeState(NamedTuple):
+  inner: types.PyTree
+  mean: types.Array  # float32 []: of the losses so far.
+  skipped: types.Array  # int32 []: steps.
+
+
+def skip_spikes(
+  inner: optax.GradientTransformation, above: float
+) -> optax.GradientTransformationExtraArgs:
+  """`inner`, but for steps whose loss is above so many times the mean.
+
+  Such a step changes nothing and is counted. The running mean takes it as if
+  it were at the limit, so that losses that stay high are trained on in time.
+
+  Args:
+    inner: Updates in the other steps.
+    above: Times the running mean of the loss, `value` of the update.
+  """
+
+  def init(params):
+    return SpikeState(inner.init(params), jnp.float32(0), jnp.int32(0))
+
+  def update(updates, state, params=None, **extra):
+    value = extra['value']
+    mean = jnp.where(state.mean > 0, state.mean, value)  # The first is its own.
+    limit = above * mean
+    spike = value > limit
+    found = inner.update(updates, state.inner, params)
+    kept = (jax.tree.map(jnp.zeros_like, updates), state.inner)
+    updates, after = jax.tree.map(
+      lambda old, new: jnp.where(spike, old, new), kept, found
+    )
+    mean += (1 - _REMEMBERED) * (jnp.minimum(value, limit) - mean)
+    return updates, SpikeState(after, mean, state.skipped + spike)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
 OPTIMIZERS = {'adamw': _adamw, 'sgd': _sgd}
 
 
@@ -62,9 +104,17 @@ def build(
       communication alone for n2, then both. (0, 0) trains all from the start.
 
   Returns:
-    The transformation. A group that rests gets updates of 0, its moments stay
-    as they are, and its learning rate has that many steps less to run.
+    The transformation; one that skips steps takes the loss as `value`. A group
+    that rests gets updates of 0, its moments stay as they are, and its learning
+    rate has that many steps less to run.
   """
+  optimizer = _build(config, steps, stages)
+  if config.skip_above:
+    return skip_spikes(optimizer, config.skip_above)
+  return optimizer
+
+
+def _build(config, steps, stages):
   errors.choose('config.optim.name', config.name, OPTIMIZERS)
   clip = optax.identity()
   if config.clip:

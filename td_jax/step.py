@@ -101,13 +101,13 @@ def train_step(
     teacher: The frozen teacher's variables, or None.
     model: The student.
     method: Gives the cost of each example.
-    optimizer: Updates student and method.
+    optimizer: Updates student and method; is told the loss.
     teacher_side: (teacher, batch) -> what the method sees of the teacher.
     axis_name: The mapped axis to add over, if the batch is shared out by one.
 
   Returns:
     The state after, and means over the whole batch: `loss`, `grad_norm` and
-    one a term.
+    one a term. If the optimizer skips steps, `skipped` is 1 for such a step.
   """
   rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
   if axis_name:
@@ -136,10 +136,14 @@ def train_step(
   if axis_name:
     grads, sums = lax.psum((grads, sums), axis_name)
   with jax.named_scope('optimizer'):
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = optax.with_extra_args_support(optimizer).update(
+      grads, state.opt_state, state.params, value=sums['loss'] / count
+    )
     params = optax.apply_updates(state.params, updates)
   metrics = {name: value / count for name, value in sums.items()}
   metrics['grad_norm'] = _norm(grads)
+  if (skipped := _skipped(opt_state)) is not None:
+    metrics['skipped'] = jnp.float32(skipped - _skipped(state.opt_state))
   return state._replace(
     step=state.step + 1, params=params, opt_state=opt_state
   ), metrics
@@ -165,6 +169,11 @@ def keep_best(state: TrainState, loss: types.Array) -> TrainState:
     lambda new, old: jnp.where(better, new, old), now, state.best
   )
   return state._replace(best=best)
+
+
+def _skipped(opt_state):
+  """How many steps the optimizer has skipped; None if it skips none."""
+  return optax.tree_utils.tree_get(opt_state, 'skipped')
 
 
 def _norm(tree):

@@ -344,7 +344,8 @@ def _joined(first, rest):
 
 def _notes(row):
   for name, value in row.items():
-    if name == 'loss' or name.startswith('validation_'):
+    shown = name == 'loss' or (name == 'skipped' and value.any())
+    if shown or name.startswith('validation_'):
       yield f'{name.replace("_", " ")} {value.mean():.4f}'
 
 

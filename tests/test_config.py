@@ -160,6 +160,7 @@ WRONG = [
   ({'optim.learning_rate': float('nan')}, 'config.optim.learning_rate is nan'),
   ({'optim.weight_decay': -1.0}, 'config.optim.weight_decay is -1.0'),
   ({'optim.clip': float('inf')}, 'config.optim.clip is inf'),
+  ({'optim.skip_above': 1.0}, 'config.optim.skip_above is 1.0, which would'),
   ({'optim.warmup': -1}, 'config.optim.warmup is -1'),
   ({'model.split': (0, 1)}, r'model.split is \(0, 1\).* 1 <= l < h <= 2'),
   ({'model.split': (1, 3)}, r'model.split is \(1, 3\).* 1 <= l < h <= 2'),

@@ -40,6 +40,7 @@ def _config(**changes):
       'weight_decay': 0.0,
       'momentum': 0.9,
       'clip': 0.0,
+      'skip_above': 0.0,
     }
   )
   config.update(changes)
@@ -215,3 +216,34 @@ def test_groups_rest_in_their_stages(name, stages, student, method):
 def test_an_unknown_optimizer_is_refused_with_the_nearest_name():
   with pytest.raises(errors.ConfigError, match=r"Did you mean 'adamw'\?"):
     optim.build(_config(name='adam_w'), steps=1, stages=(0, 0))
+
+
+def test_a_spike_changes_nothing_and_is_counted():
+  rule = optim.build(_config(skip_above=3.0), steps=10, stages=(0, 0))
+  params = _tree(_PARAMS)
+  state, moved = rule.init(params), []
+  before = state
+  for loss in (1.0, 1.0, 3.1, 3.1, 2.0):
+    before = state
+    updates, state = jax.jit(rule.update)(
+      _tree(_GRADS), state, params, value=jnp.float32(loss)
+    )
+    moved.append(bool(updates['student']['bias'][0]))
+    if not moved[-1]:
+      jax.tree.map(np.testing.assert_array_equal, state.inner, before.inner)
+  # By hand: the first spike, taken as 3, makes the mean 1.02, so the limit 3.06.
+  assert moved == [True, True, False, False, True]
+  assert int(state.skipped) == 2
+  means = [1.0, 1.0, 1.02, 1.02 + 0.01 * 2.04]
+  means.append(means[-1] + 0.01 * (2 - means[-1]))
+  assert float(state.mean) == pytest.approx(means[-1])
+
+
+def test_losses_that_stay_high_are_trained_on_in_time():
+  rule = optim.build(_config(skip_above=2.0), steps=10, stages=(0, 0))
+  params = _tree(_PARAMS)
+  state, update = rule.init(params), jax.jit(rule.update)
+  for loss in [1.0] + [3.0] * 60:
+    _, state = update(_tree(_GRADS), state, params, value=jnp.float32(loss))
+  # The mean grows by 1% a step, and passes 3 / 2 after 41: 1.01^41 = 1.504.
+  assert int(state.skipped) == 41

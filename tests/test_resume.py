@@ -158,6 +158,25 @@ def test_stopped_at_every_point_it_ends_the_same(tmp_path, whole):
   _assert_same(tmp_path, whole)
 
 
+def test_skipped_steps_are_skipped_again(tmp_path):
+  """Loss spikes are told by a mean that is kept too."""
+  config = _config(**{'optim.skip_above': 1.01})
+  _run(tmp_path / 'whole', config)
+  path = tmp_path / 'cut'
+  with pytest.raises(errors.PreemptedError, match='saved step 6'):
+    _run(path, config, _stop_at(path, 6))
+  _run(path, config)
+  _assert_same(path, tmp_path / 'whole')
+  rows = (path / 'metrics.jsonl').read_text().splitlines()
+  shares = [share for row in rows for share in json.loads(row)['skipped']]
+  assert set(shares) == {0.0, 0.5, 1.0}  # Of the two steps of a row.
+  items, _ = _restored(path)
+  (skipped,) = (
+    leaf for name, leaf in items['state'].items() if 'skipped' in name
+  )
+  assert skipped.sum() == 2 * sum(shares)
+
+
 def test_two_networks_that_talk(tmp_path):
   """The teacher is interrupted, then the student; noise of every kind is on."""
   config = _config(
