@@ -61,7 +61,7 @@ def table(name: str, cells: Mapping[str, Sequence[Cell]]) -> str:
   if name in _OVERALL:
     return _overall(name, cells)
   shown = grid.TABLES[name]
-  found = _Found(shown.domain, cells[shown.domain])
+  found = Found(shown.domain, cells[shown.domain])
   rows = [row for row in shown.rows if row in found.rows]
   if not rows:
     raise errors.DataError(
@@ -124,10 +124,10 @@ def insert(page: pathlib.Path, mark: str, text: str) -> None:
     page.write_text(before + first + text + last + after)
 
 
-class _Found:
+class Found:
   """Finished cells of a domain, by row and column."""
 
-  def __init__(self, domain, cells):
+  def __init__(self, domain: str, cells: Sequence[Cell]):
     self._cells = {(cell['row'], cell['column']): cell for cell in cells}
     present = {column for _, column in self._cells}
     self.columns = [c for c in grid.COLUMNS[domain] if c in present]
@@ -164,11 +164,18 @@ class _Found:
         return [cell['test'] for cell in cells]
     return []
 
-  def over_scratch(self, scores):
-    """Relative improvement [columns] of scores [columns], in percent."""
-    scratch = self.per_seed('scratch').mean(axis=1)
-    change = 100 * (np.asarray(scores) - scratch) / scratch
+  def over_scratch(self, row):
+    """Relative improvement [columns] of the mean scores, in percent."""
+    scores, scratch = (self.per_seed(r).mean(axis=1) for r in (row, 'scratch'))
+    change = 100 * (scores - scratch) / scratch
     return -change if self.lower_is_better else change
+
+  def error_over_scratch(self, row):
+    """Standard error of its mean over columns, paired over seeds; or None."""
+    scores, scratch = (self.per_seed(r) for r in (row, 'scratch'))
+    count = min(scores.shape[1], scratch.shape[1])  # The first are the same.
+    change = (scores - scratch)[:, :count] / scratch.mean(axis=1, keepdims=True)
+    return report.spread(100 * change.mean(axis=0))['standard_error']
 
   def best_baseline(self, row):
     """Of the other rows that are baselines, by mean; None if there is none."""
@@ -194,9 +201,10 @@ def _cells(found, shown, row):
   texts.append(f'{per_seed.mean():.4f}')
   over = ''
   if 'scratch' in found.rows and row != 'scratch':
-    over = f'{found.over_scratch(per_seed.mean(axis=1)).mean():+.2f}%'
+    over = f'{found.over_scratch(row).mean():+.2f}%'
   texts += [over, _apart(found, row), _printed(shown, row, found.columns)]
-  texts.append(_printed_over(shown, row, found))
+  printed = paper_over_scratch(shown, row, found)
+  texts.append('' if printed is None else f'{printed:+.2f}%')
   seconds = sum(c['seconds'] for c in cells) / per_seed.size
   return [*texts, f'{seconds:.1f}']
 
@@ -234,21 +242,23 @@ def _printed(shown, row, columns):
   return f'{np.mean(_numbers(shown.printed[key], columns)):.4f}'
 
 
-def _printed_over(shown, row, found):
-  """The paper's relative improvement over its scratch, as the paper has it."""
+def paper_over_scratch(
+  shown: grid.Table, row: str, found: Found
+) -> float | None:
+  """The paper's mean improvement over its scratch in percent, if it has any."""
   key = shown.rows.get(row, row)
   against = paper.TABLE3 if shown.domain == 'movielens' else paper.TABLE4
   if key not in shown.printed or row == 'scratch':
-    return ''
+    return None
   scratch = np.asarray(_numbers(against['scratch'], found.columns))
   change = np.asarray(_numbers(shown.printed[key], found.columns)) / scratch - 1
-  return f'{100 * (-change if found.lower_is_better else change).mean():+.2f}%'
+  return float(100 * (-change if found.lower_is_better else change).mean())
 
 
 def _overall(name, cells):
   """Tables 1 and 2: percent over scratch in five columns, and their mean."""
   _, printed, rows = _OVERALL[name]
-  found = {domain: _Found(domain, cells[domain]) for domain in grid.COLUMNS}
+  found = {domain: Found(domain, cells[domain]) for domain in grid.COLUMNS}
   heads = ('ML(Dense)', 'ML(Sparse)', 'CIFAR10', 'CIFAR100', 'ImageNet')
   lines = [
     f'**Table {name}: percent over scratch, from the tables of each domain.** '
@@ -284,11 +294,11 @@ def _improvements(found, row):
   shown = {}
   ratings, images = found['movielens'], found['images']
   if {row, 'scratch'} <= set(ratings.rows):
-    over = ratings.over_scratch(ratings.per_seed(row).mean(axis=1))
+    over = ratings.over_scratch(row)
     shown['ML(Dense)'] = over[0]
     shown['ML(Sparse)'] = np.mean(over[-_SPARSE:])
   if {row, 'scratch'} <= set(images.rows):
-    over = images.over_scratch(images.per_seed(row).mean(axis=1))
+    over = images.over_scratch(row)
     shown |= {
       column.upper(): value
       for column, value in zip(images.columns, over, strict=True)

@@ -28,6 +28,7 @@ from configs import movielens as movielens_config
 from td_jax import errors
 from td_jax import grid
 from td_jax import ledger
+from td_jax import picture
 from td_jax import preemption
 from td_jax import render
 from td_jax import report
@@ -184,6 +185,10 @@ def main() -> None:
     for name in names:
       text = render.table(name, cells)
       (args.results / f'table{name}.md').write_text(text)
+      if name in grid.TABLES:
+        domain = grid.TABLES[name].domain
+        found = render.Found(domain, cells[domain])
+        picture.draw(name, found, args.results / f'table{name}.png')
       render.insert(args.results.parent / 'README.md', f'table {name}', text)
       print(text)
   except errors.TdError as e:

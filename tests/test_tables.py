@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
 from td_jax import errors
@@ -10,6 +11,7 @@ from td_jax import grid
 from td_jax import ledger
 from td_jax import methods
 from td_jax import paper
+from td_jax import picture
 from td_jax import render
 from td_jax import tables
 from td_jax import train
@@ -116,6 +118,36 @@ def test_rows_are_paired_with_the_best_baseline_seed_by_seed():
   # LD's best is scratch, and (1.5 - 1.4) / 1.5 is 6.67%.
   assert _shown(text, 'ld')[3] == '+6.67%'
   assert _shown(text, 'ld')[4].startswith('-0.1000 +- 0.0000 to scratch')
+
+
+def test_a_gain_and_its_error_are_paired_seed_by_seed():
+  found = render.Found(
+    'movielens',
+    [
+      _cell('Drama', 'scratch', (1.0, 3.0)),  # Mean 2.
+      _cell('Drama', 'td', (0.9, 2.5)),  # Better by 5% and 25% of it.
+      _cell('Comedy', 'scratch', (4.0, 4.0)),
+      _cell('Comedy', 'td', (4.0, 3.6)),  # By 0% and 10%.
+    ],
+  )
+  assert list(found.over_scratch('td')) == pytest.approx([15.0, 5.0])
+  # 2.5% and 17.5%: half their distance.
+  assert found.error_over_scratch('td') == pytest.approx(7.5)
+
+
+def test_a_picture_of_a_table(tmp_path):
+  image = pytest.importorskip('matplotlib.image')
+  found = render.Found('movielens', _committed()['movielens'])
+  file = tmp_path / 'table3.png'
+  picture.draw('3', found, file)
+  pixels = image.imread(file)[..., :3]
+  rows = set(grid.TABLES['3'].rows) & set(found.rows) - {'scratch'}
+  blue = (
+    np.abs(pixels - [0x1F / 255, 0x77 / 255, 0xB4 / 255]).max(axis=2) < 0.01
+  )
+  heights = np.flatnonzero(blue.any(axis=1))
+  # A dot for each row, one below the other.
+  assert np.count_nonzero(np.diff(heights) > 1) == len(rows) - 1
 
 
 def test_more_accuracy_is_an_improvement():
