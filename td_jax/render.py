@@ -79,9 +79,10 @@ def table(name: str, cells: Mapping[str, Sequence[Cell]]) -> str:
     '',
     '| | '
     + ' | '.join(columns)
-    + ' | mean | over scratch | minus best baseline (p) | paper | paper, over '
-    'scratch | s a seed |',
-    '|---' * (len(columns) + 7) + '|',
+    + ' | mean | over scratch | minus best baseline (p) | '
+    + ('minus td (p) | ' if _is_ablation(shown) else '')
+    + 'paper | paper, over scratch | s a seed |',
+    '|---' * (len(columns) + 7 + _is_ablation(shown)) + '|',
   ]
   for control, scores in found.controls():
     lines.append(_line([control, *_plain(scores), f'{np.mean(scores):.4f}']))
@@ -93,8 +94,7 @@ def table(name: str, cells: Mapping[str, Sequence[Cell]]) -> str:
           'teacher (frozen)',
           *_plain(scores),
           f'{np.mean(scores):.4f}',
-          '',
-          '',
+          *[''] * (2 + _is_ablation(shown)),
           _printed(shown, 'teacher', columns),
         ]
       )
@@ -202,17 +202,24 @@ def _cells(found, shown, row):
   over = ''
   if 'scratch' in found.rows and row != 'scratch':
     over = f'{found.over_scratch(row).mean():+.2f}%'
-  texts += [over, _apart(found, row), _printed(shown, row, found.columns)]
+  texts += [over, _apart(found, row, found.best_baseline(row))]
+  if _is_ablation(shown):
+    texts.append(_apart(found, row, 'td' if row != 'td' else None))
+  texts.append(_printed(shown, row, found.columns))
   printed = paper_over_scratch(shown, row, found)
   texts.append('' if printed is None else f'{printed:+.2f}%')
   seconds = sum(c['seconds'] for c in cells) / per_seed.size
   return [*texts, f'{seconds:.1f}']
 
 
-def _apart(found, row):
-  """The row minus the best baseline, paired seed by seed, and its p."""
-  other = found.best_baseline(row)
-  if other is None:
+def _is_ablation(shown):
+  """Whether the rows are kinds of TD, to be compared with it."""
+  return not set(grid.BASELINES) & set(shown.rows)
+
+
+def _apart(found, row, other):
+  """The row minus the other, paired seed by seed, and its p; or ''."""
+  if other not in found.rows:
     return ''
   ours, theirs = (found.per_seed(r).mean(axis=0) for r in (row, other))
   count = min(len(ours), len(theirs))  # The first seeds are the same.

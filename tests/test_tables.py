@@ -120,6 +120,21 @@ def test_rows_are_paired_with_the_best_baseline_seed_by_seed():
   assert _shown(text, 'ld')[4].startswith('-0.1000 +- 0.0000 to scratch')
 
 
+def test_an_ablation_is_compared_with_td_too():
+  text = _rendered(
+    '5',
+    movielens=[
+      _cell('Drama', 'scratch', (1.0, 2.0)),
+      _cell('Drama', 'td', (0.8, 1.6)),
+      _cell('Drama', 'td, k=2', (0.9, 1.8)),
+    ],
+  )
+  assert '| minus best baseline (p) | minus td (p) |' in text
+  # 0.1 and 0.2: t = 3 at one degree of freedom, 1 - 2 atan(3) / pi = 0.205.
+  assert _shown(text, 'td, k=2')[5] == '+0.1500 +- 0.0500 to td (0.2)'
+  assert _shown(text, 'td (k=1)')[5] == ''
+
+
 def test_a_gain_and_its_error_are_paired_seed_by_seed():
   found = render.Found(
     'movielens',
