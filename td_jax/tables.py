@@ -188,7 +188,8 @@ def main() -> None:
       if name in grid.TABLES:
         domain = grid.TABLES[name].domain
         found = render.Found(domain, cells[domain])
-        picture.draw(name, found, args.results / f'table{name}.png')
+        if 'scratch' in found.rows:  # Else there is nothing to be better than.
+          picture.draw(name, found, args.results / f'table{name}.png')
       render.insert(args.results.parent / 'README.md', f'table {name}', text)
       print(text)
   except errors.TdError as e:
