@@ -24,6 +24,7 @@ import jaxtyping as jt
 import numpy as np
 
 from td_jax import errors
+from td_jax import report
 
 Gram = jt.Float[jax.Array, '*batches n n']
 Hsic = Callable[[Gram, Gram], jax.Array]
@@ -163,15 +164,7 @@ def render(panels: Mapping[str, Matrix], file: pathlib.Path) -> None:
     errors.ConfigError: matplotlib is not installed.
     errors.IOFailedError: it cannot be written.
   """
-  try:
-    from matplotlib import figure  # Late: nothing else needs it.
-  except ImportError as e:
-    raise errors.ConfigError(
-      "a figure needs matplotlib: pip install 'td_jax[plot]'."
-    ) from e
-  picture = figure.Figure(
-    figsize=(3.2 * len(panels) + 1, 3.6), layout='constrained'
-  )
+  picture = report.figure(3.2 * len(panels) + 1, 3.6)
   row = picture.subplots(1, len(panels), squeeze=False)[0]
   means = summary(panels)
   for axes, (name, matrix) in zip(row, panels.items(), strict=True):

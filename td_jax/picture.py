@@ -2,9 +2,9 @@
 
 import pathlib
 
-from td_jax import errors
 from td_jax import grid
 from td_jax import render
+from td_jax import report
 
 
 def draw(name: str, found: render.Found, file: pathlib.Path) -> None:
@@ -17,18 +17,10 @@ def draw(name: str, found: render.Found, file: pathlib.Path) -> None:
   Raises:
     errors.ConfigError: matplotlib is not installed.
   """
-  try:
-    from matplotlib import figure  # Late: nothing else needs it.
-  except ImportError as e:
-    raise errors.ConfigError(
-      "a picture needs matplotlib: pip install 'td_jax[plot]'."
-    ) from e
   shown = grid.TABLES[name]
   rows = [r for r in shown.rows if r in found.rows and r != 'scratch']
   rows.reverse()  # The first is at the top.
-  picture = figure.Figure(
-    figsize=(8, 1.2 + 0.4 * len(rows)), layout='constrained'
-  )
+  picture = report.figure(8.0, 1.2 + 0.4 * len(rows))
   axes = picture.subplots()
   axes.axvline(0, color='0.6', linewidth=1)
   for at, row in enumerate(rows):

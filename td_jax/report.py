@@ -1,4 +1,4 @@
-"""What a run says at its end: results.json and the closing table."""
+"""What a run says at its end: results.json, the closing table, figures."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ import subprocess
 from typing import Any
 
 import numpy as np
+
+from td_jax import errors
 
 _PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
@@ -26,6 +28,21 @@ def spread(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
     'standard_error': error,
     'per_seed': values,
   }
+
+
+def figure(width: float, height: float) -> Any:
+  """An empty matplotlib figure of so many inches.
+
+  Raises:
+    errors.ConfigError: matplotlib is not installed.
+  """
+  try:
+    from matplotlib import figure as plot  # Late: nothing else needs it.
+  except ImportError as e:
+    raise errors.ConfigError(
+      "a figure needs matplotlib: pip install 'td_jax[plot]'."
+    ) from e
+  return plot.Figure(figsize=(width, height), layout='constrained')
 
 
 def environment() -> dict[str, Any]:
