@@ -117,6 +117,17 @@ def to_json(config: types.Config) -> str:
   )
 
 
+def completed(stored: dict[str, Any]) -> dict[str, Any]:
+  """A config as a run has stored it, with the keys that came after that run.
+
+  Each has the value at which nothing is done but what was done before.
+  """
+  for learner in (stored, stored.get('teacher', {})):
+    if 'optim' in learner:
+      learner['optim'].setdefault('skip_above', 0.0)
+  return stored
+
+
 def difference(stored: Mapping[str, Any], config: types.Config) -> list[str]:
   """What a resumed run would change, as lines `key: old -> new`."""
   old = _flatten(stored)

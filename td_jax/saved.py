@@ -36,7 +36,9 @@ def config_of(folder: types.Path) -> types.Config:
   file = folder / 'config.json'
   stored = workdir.read(file)
   try:
-    config = ml_collections.ConfigDict(_with_tuples(stored))
+    config = ml_collections.ConfigDict(
+      _with_tuples(config_lib.completed(stored))
+    )
     config_lib.validate(config)
   except Exception as e:  # It may hold anything.
     reason = ' '.join(str(e).split())

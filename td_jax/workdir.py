@@ -84,7 +84,8 @@ class Workdir:
     # teacher is not there, say, may be mended.
     begun = file.exists() and any(part.is_dir() for part in self.path.iterdir())
     if begun and not config.allow_changed_config:
-      changed = config_lib.difference(read(file), config)
+      stored = config_lib.completed(read(file))
+      changed = config_lib.difference(stored, config)
       if changed:
         raise errors.ConfigError(
           f'{self.path} holds a run of another config ({"; ".join(changed)})'
@@ -104,14 +105,17 @@ class Workdir:
     return Rows(self.path, step=step) if self._writes else NoRows()
 
 
-def read(file: types.Path) -> Any:
-  """The JSON in `file` of a run's folder.
+def read(file: types.Path) -> dict[str, Any]:
+  """The JSON object in `file` of a run's folder.
 
   Raises:
     errors.DataError: it is absent or damaged.
   """
   try:
-    return json.loads(file.read_text())
+    found = json.loads(file.read_text())
+    if not isinstance(found, dict):
+      raise ValueError('it holds no object')
+    return found
   except (OSError, ValueError) as e:
     raise errors.DataError(
       f'{file} cannot be read ({e}); is {file.parent} the folder of a run?'

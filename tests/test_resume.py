@@ -195,6 +195,20 @@ def test_two_networks_that_talk(tmp_path):
   _assert_same(path / 'teacher', tmp_path / 'whole' / 'teacher')
 
 
+def test_a_run_that_is_older_than_a_key_goes_on(tmp_path):
+  config = _config('method=td')
+  _run(tmp_path / 'whole', config)
+  path = tmp_path / 'cut'
+  with pytest.raises(errors.PreemptedError, match=r'saved step 6 in .*/cut'):
+    _run(path, config, _stop_at(path, 6))
+  for file in (path / 'config.json', path / 'teacher/config.json'):
+    stored = json.loads(file.read_text())
+    del stored['optim']['skip_above'], stored['teacher']['optim']['skip_above']
+    file.write_text(json.dumps(stored))
+  _run(path, config)
+  _assert_same(path, tmp_path / 'whole')
+
+
 def test_another_seed_is_another_run(tmp_path, whole):
   config = _config()
   config.seed = 1
