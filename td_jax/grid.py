@@ -102,7 +102,7 @@ TABLES = {
 
 
 def config(
-  domain: str, row: str, column: str, *, seeds: int, teacher: str, kept: str
+  domain: str, row: str, column: str, *, seeds: range, teacher: str, kept: str
 ) -> types.Config:
   """The config of a cell.
 
@@ -121,7 +121,7 @@ def config(
   else:
     cfg = _IMAGES[column].get_config(f'laptop,method={method}')
     cfg.teacher.kept = kept
-  cfg.seeds, cfg.teacher.checkpoint = seeds, teacher
+  cfg.seed, cfg.seeds, cfg.teacher.checkpoint = seeds.start, len(seeds), teacher
   cfg.update_from_flattened_dict(changes)
   if row == LONGER:
     cfg.steps *= _TIMES[domain]

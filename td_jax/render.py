@@ -1,5 +1,6 @@
 """Tables in Markdown, made of finished cells."""
 
+import collections
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -52,8 +53,8 @@ def table(name: str, cells: Mapping[str, Sequence[Cell]]) -> str:
 
   Args:
     name: Of `NAMES`.
-    cells: For each domain its finished cells; of several of one row and column
-      the last counts.
+    cells: For each domain its finished runs; several of one row and column are
+      of different seeds.
 
   Raises:
     errors.DataError: nothing of it has been run.
@@ -102,7 +103,7 @@ def table(name: str, cells: Mapping[str, Sequence[Cell]]) -> str:
   lines += [_line(_cells(found, shown, row)) for row in rows]
   used = [found[row, column] for row in rows for column in columns]
   minutes = sum(cell['seconds'] for cell in used) / 60
-  commits = ', '.join(sorted({cell['commit'] for cell in used}))
+  commits = ', '.join(sorted(set.union(*(cell['commits'] for cell in used))))
   lines += [
     '',
     f'{_span(cell["steps"] for cell in used)} steps of batch '
@@ -128,7 +129,10 @@ class Found:
   """Finished cells of a domain, by row and column."""
 
   def __init__(self, domain: str, cells: Sequence[Cell]):
-    self._cells = {(cell['row'], cell['column']): cell for cell in cells}
+    runs = collections.defaultdict(list)
+    for cell in cells:
+      runs[cell['row'], cell['column']].append(cell)
+    self._cells = {at: _joined(each) for at, each in runs.items()}
     present = {column for _, column in self._cells}
     self.columns = [c for c in grid.COLUMNS[domain] if c in present]
     named = dict.fromkeys(row for row, _ in self._cells)
@@ -145,10 +149,9 @@ class Found:
     return self._cells[at]
 
   def per_seed(self, row):
-    """Test scores [columns, seeds] of a row."""
-    return np.asarray(
-      [self[row, column]['test']['per_seed'] for column in self.columns]
-    )
+    """Test scores [columns, seeds] of a row, of seeds that all columns have."""
+    scores = [self[row, column]['test']['per_seed'] for column in self.columns]
+    return np.asarray([each[: min(map(len, scores))] for each in scores])
 
   def controls(self):
     """(name, scores) of what needs no network, where all columns have it."""
@@ -182,6 +185,21 @@ class Found:
     others = [r for r in grid.BASELINES if r in self.rows and r != row]
     best = min if self.lower_is_better else max
     return best(others, key=lambda r: self.per_seed(r).mean(), default=None)
+
+
+def _joined(runs):
+  """One cell of the runs of a row and column, each of some of its seeds."""
+  scores, seconds = {}, {}
+  for run in runs:  # Of a seed that ran twice the last counts.
+    for seed, score in zip(run['seeds'], run['test']['per_seed'], strict=True):
+      scores[seed], seconds[seed] = score, run['seconds'] / len(run['seeds'])
+  return {
+    **runs[-1],
+    'seeds': sorted(scores),
+    'test': report.spread([scores[seed] for seed in sorted(scores)]),
+    'seconds': sum(seconds.values()),
+    'commits': {run['commit'] for run in runs},
+  }
 
 
 def _cells(found, shown, row):

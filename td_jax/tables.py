@@ -2,6 +2,7 @@
 
   python -m td_jax.tables --table=1,2,3,5,7,8 --workdir=runs/tables --seeds=10
   python -m td_jax.tables --table=4,6,9 --workdir=runs/tables --seeds=3 --teacher=DIR
+  python -m td_jax.tables --table=3 --row=td --row=td_ld --seeds=20
   python -m td_jax.tables --table=3 --render
 
 A finished cell is not run again, and an unfinished one goes on where it
@@ -13,6 +14,7 @@ from them to results/tableN.md, and into README.md where it has a place for it.
 """
 
 import argparse
+import collections
 from collections.abc import Sequence
 import datetime
 import pathlib
@@ -47,6 +49,7 @@ def run(
   results: pathlib.Path,
   *,
   seeds: int,
+  rows: Sequence[str] = (),
   teacher: str = '',
   watch,
   log,
@@ -57,7 +60,8 @@ def run(
     names: Of `grid.TABLES`.
     workdir: Where the runs are.
     results: The folder of the files.
-    seeds: Of each cell; one that has fewer is run again.
+    seeds: Of each cell; only those that it lacks are run.
+    rows: Of the tables, those to run; none: all.
     teacher: Of images: the folder of published weights.
     watch: Says when to stop.
     log: Takes lines for whoever watches.
@@ -68,26 +72,28 @@ def run(
       (grid.TABLES[name].domain, row, column)
       for name in names
       for row in grid.TABLES[name].rows
+      if row in rows or not rows
       for column in grid.COLUMNS[grid.TABLES[name].domain]
     )
   )
   began, missing = time.monotonic(), _missing(cells, results, seeds)
   for cell in missing:
     domain, row, column = cell
-    name = f'{column}-{row}-{seeds}'.replace(' ', '_').replace(',', '')
+    name = f'{column}-{row}'.replace(' ', '_').replace(',', '')
     with ledger.lock(workdir / f'{name}.lock') as ours:
-      if not ours or cell not in _missing(cells, results, seeds):
+      first = _missing([cell], results, seeds).get(cell, seeds)
+      if not ours or first == seeds:
         continue  # Another process is at it, or has been.
       found = train.run(
         grid.config(
           domain,
           row,
           column,
-          seeds=seeds,
+          seeds=range(first, seeds),
           teacher=teacher_of(domain, workdir, teacher, watch=watch, log=log),
           kept=str(workdir / 'kept'),
         ),
-        workdir / name,
+        workdir / f'{name}-{first}-{seeds}',
         watch=watch,
         log=log,
       )
@@ -127,14 +133,13 @@ def _to_run(names, teacher):
 
 
 def _missing(cells, results, seeds):
-  """Those of `cells` that have not run with so many seeds."""
-  done = {
-    (domain, row['row'], row['column'])
-    for domain in grid.COLUMNS
-    for row in ledger.read(results / f'{domain}.jsonl')
-    if len(row['seeds']) >= seeds
-  }
-  return [cell for cell in cells if cell not in done]
+  """{cell: its first seed that has not run} of those that lack some."""
+  done = collections.defaultdict(set)
+  for domain in grid.COLUMNS:
+    for row in ledger.read(results / f'{domain}.jsonl'):
+      done[domain, row['row'], row['column']].update(row['seeds'])
+  lacking = {cell: set(range(seeds)) - done[cell] for cell in cells}
+  return {cell: min(seeds) for cell, seeds in lacking.items() if seeds}
 
 
 def teacher_of(
@@ -161,6 +166,9 @@ def main() -> None:
   parser.add_argument('--workdir', default='runs/tables', type=pathlib.Path)
   parser.add_argument('--results', default='results', type=pathlib.Path)
   parser.add_argument('--seeds', default=5, type=int, help='of each cell')
+  parser.add_argument(
+    '--row', default=[], action='append', help='to run; may be repeated'
+  )
   parser.add_argument('--teacher', default='', help='of images: its weights')
   parser.add_argument('--render', action='store_true', help='run nothing')
   args = parser.parse_args()
@@ -168,12 +176,17 @@ def main() -> None:
   try:
     for name in names:
       errors.choose('--table', name, render.NAMES)
+    parts = _to_run(names, args.teacher)
+    for row in args.row:
+      known = {row for part in parts for row in grid.TABLES[part].rows}
+      errors.choose('--row', row, known)
     if not args.render:
       run(
-        _to_run(names, args.teacher),
+        parts,
         args.workdir,
         args.results,
         seeds=args.seeds,
+        rows=args.row,
         teacher=args.teacher,
         watch=preemption.Watch(),
         log=lambda line: print(line, file=sys.stderr, flush=True),

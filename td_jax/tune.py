@@ -155,7 +155,7 @@ def run(
         domain,
         _METHOD.get(what, what),
         '' if what == 'teacher' else column,
-        seeds=seeds,
+        seeds=range(seeds),
         teacher=folder,
         kept=str(workdir / 'kept'),
       )

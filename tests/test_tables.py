@@ -26,13 +26,13 @@ def _committed():
   }
 
 
-def _cell(column, row, scores=(1.0, 1.0), *, metric='rmse'):
+def _cell(column, row, scores=(1.0, 1.0), *, metric='rmse', first=0):
   return {
     'row': row,
     'column': column,
     'method': row.split(',')[0],
     'k': 1,
-    'seeds': list(range(len(scores))),
+    'seeds': list(range(first, first + len(scores))),
     'steps': 5,
     'batch_size': 4,
     'best_step': [5, 5],
@@ -88,9 +88,9 @@ def test_every_row_has_a_config_of_its_own():
     for row in table.rows:
       for column in grid.COLUMNS[table.domain][:1]:
         config = grid.config(
-          table.domain, row, column, seeds=3, teacher='t', kept=''
+          table.domain, row, column, seeds=range(2, 5), teacher='t', kept=''
         )
-        assert config.seeds == 3
+        assert (config.seed, config.seeds) == (2, 3)
         assert config.teacher.checkpoint == 't'
         text = config.to_json()
         assert seen.setdefault((table.domain, text), row) == row
@@ -191,9 +191,17 @@ def test_means_are_of_rows_that_ran_in_all_columns():
   assert '| td' not in text
 
 
-def test_the_last_of_two_cells_counts():
-  cells = [_cell('Drama', 'scratch', (s, s)) for s in (1.0, 4.0)]
-  assert _shown(_rendered('3', movielens=cells), 'scratch')[1][:6] == '4.0000'
+def test_seeds_of_several_runs_are_joined():
+  cells = [
+    _cell('Drama', 'td', (1.0, 2.0)),
+    _cell('Drama', 'td', (9.0, 6.0), first=1),  # Seed 1 once more.
+  ]
+  text = _rendered('3', movielens=cells)
+  assert 'over 3 seeds' in text
+  # 1, 9 and 6: mean 16/3, sum of squares 294/9, error sqrt(294/9 / 2 / 3); of
+  # the 60 s of two seeds each, 30 s a seed.
+  shown = _shown(text, 'td (k=1)')
+  assert (shown[1], shown[-1]) == ('5.3333 +- 2.3333', '30.0')
 
 
 def test_overall_is_of_the_five_columns_that_are_there():
@@ -234,18 +242,20 @@ def _recorded(monkeypatch, stop_at=0):
     ran.append(config)
     if len(ran) == stop_at:
       raise KeyboardInterrupt  # As a kill in that cell would.
-    return _cell('', '', [1.0] * config.seeds)
+    scores = [1.0] * config.seeds
+    return _cell('', '', scores, first=config.seed)
 
   monkeypatch.setattr(train, 'run', run)
   return ran
 
 
-def _grid(folder, names, seeds=2):
+def _grid(folder, names, seeds=2, rows=()):
   tables.run(
     names,
     folder,
     folder,
     seeds=seeds,
+    rows=rows,
     teacher='weights',
     watch=None,
     log=lambda line: None,
@@ -268,14 +278,36 @@ def test_grid_goes_on_where_it_stopped(tmp_path, monkeypatch):
   # TD has run; of table 7 the other two rows have not.
   _grid(tmp_path, ['7'])
   assert len(ran) - done == 2 * 8
-  # More seeds than there are: all of it.
-  _grid(tmp_path, ['7'], seeds=3)
-  assert len(ran) - done == 2 * 8 + 3 * 8
+  # More seeds than there are: those that lack.
+  done = len(ran)
+  _grid(tmp_path, ['7'], seeds=5)
+  assert len(ran) - done == 3 * 8
+  assert {(config.seed, config.seeds) for config in ran[done:]} == {(2, 3)}
+
+
+def test_more_seeds_of_some_rows(tmp_path, monkeypatch):
+  ran = _recorded(monkeypatch)
+  _grid(tmp_path, ['6'], rows=['td'])
+  assert [config.k for config in ran] == [1, 1]
+  _grid(tmp_path, ['6'])
+  _grid(tmp_path, ['6'], seeds=3, rows=['td, k=0', 'td, k=2'])
+  assert [config.k for config in ran[6:]] == [0, 0, 2, 2]
+
+
+def test_a_row_whose_columns_have_different_seeds():
+  found = render.Found(
+    'movielens',
+    [
+      _cell('Drama', 'td', (1.0, 2.0, 9.0)),
+      _cell('Comedy', 'td', (3.0, 5.0)),
+    ],
+  )
+  assert found.per_seed('td').tolist() == [[1.0, 2.0], [3.0, 5.0]]
 
 
 def test_two_processes_share_the_cells(tmp_path, monkeypatch):
   ran = _recorded(monkeypatch)
-  theirs = 'cifar10-td-2'
+  theirs = 'cifar10-td'
   with ledger.lock(tmp_path / f'{theirs}.lock') as held:
     assert held
     _grid(tmp_path, ['6'])

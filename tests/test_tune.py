@@ -137,7 +137,9 @@ def test_a_teacher_is_scored_by_the_genres_it_will_teach(tmp_path, monkeypatch):
   assert [row['column'] for row in (row, *earlier)] == ['1.0', '0.9', '0.8']
   assert len(row['validation']['per_seed']) == 2
   # Each of the same teacher, by hand, in another run of it.
-  config = grid.config('movielens', 'teacher', '', seeds=1, teacher='', kept='')
+  config = grid.config(
+    'movielens', 'teacher', '', seeds=range(1), teacher='', kept=''
+  )
   config.test = config.refit = False
   config.teacher.batch_size, config.seed = 16, 1
   train.run(
