@@ -44,6 +44,15 @@ from td_jax.models import split
 _TERMS = ('interact', 'message', 'state')
 _ALL = 'all three'
 _LD = 'logit (LD)'
+_TD_LD = 'all three and logit (TD + LD)'
+_SILENT = 'k = 0'  # A talk without L_interact.
+
+
+_TALKS = {
+  'k = 1': {'k': 1},
+  'k = 2, chained': {'k': 2},
+  'k = 2, original': {'k': 2, 'distill.interact_target': 'original'},
+}
 
 
 class Run(NamedTuple):
@@ -71,6 +80,7 @@ def _taught(weight):
   yield 'scratch', 'scratch', {}
   yield _LD, *_weights('ld', weight, 'logit')
   yield _ALL, *_weights('td', weight, *_TERMS)
+  yield _TD_LD, *_weights('td_ld', weight, 'logit', *_TERMS)
 
 
 def runs():
@@ -88,17 +98,28 @@ def runs():
     method, changes = _weights('td', 1.0, *_TERMS)
     changes |= {'k': 3, 'distill.interact_target': target}
     yield Run('iteration', 'Drama', target, 3, method, changes)
-  for share in (0.01, 0.05, 0.2):
+  for share in (0.01, 0.05, 0.2, 1.0):
     for name, method, changes in _taught(1.0):
       yield Run('share', 'Drama', name, share, method, changes, share)
   off = {'model.unknown_rate': 0.0}
   for genre in ('Drama', 'War'):
     for name, method, changes in _taught(1.0):
       yield Run('unknown', genre, name, 0.0, method, changes | off)
-  for factor in (2, 8):
+  for factor in (2, 4, 8):
     narrow = {'model.hidden': (128 // factor, 64 // factor)}
     for name, method, changes in _taught(1.0):
       yield Run('width', 'Drama', name, 1 / factor, method, changes | narrow)
+  yield from _answers()
+
+
+def _answers():
+  """Whether any weight of L_interact is better than none."""
+  for genre in ('Drama', 'War'):
+    yield Run('answers', genre, _SILENT, 0.0, 'td', {'k': 0})
+    for weight in (0.03, 0.3, 1.0, 3.0):
+      for name, talk in _TALKS.items():
+        changes = talk | {'distill.weights.interact': weight}
+        yield Run('answers', genre, name, weight, 'td', changes)
 
 
 def measure(
@@ -292,6 +313,14 @@ class Rows:
       )
     )
 
+  def made(self, part):
+    """Of how many seeds and which code a part is, in a sentence."""
+    found = [self._rows[part, *at] for at in self.of(part)]
+    seeds = sorted({len(row['validation']['per_seed']) for row in found})
+    commits = sorted({row['commit'] for row in found})
+    seeds = ' or '.join(map(str, seeds))
+    return f'{seeds} seeds, commit {" and ".join(commits)}.'
+
   def of(self, part):
     """(genre, name, x) of a part, in the order of the page."""
     return [
@@ -315,17 +344,21 @@ def _table(heads, lines):
   yield ''
 
 
-def _of_weights(rows):
-  found = rows.of('weight')
-  weights = sorted({x for _, name, x in found if name != 'scratch'})
-  for genre, name in dict.fromkeys(
-    (genre, name) for genre, name, _ in found if name != 'scratch'
-  ):
-    gaps = [
-      rows.gap('weight', genre, name, x, against=('scratch', 0.0))
-      for x in weights
-    ]
-    yield [genre, name, *map(_gap_text, gaps)]
+def _of_weights(rows, part, base):
+  """A table of gaps to `base`, a column for each weight."""
+  found = [at for at in rows.of(part) if at[1] != base]
+  weights = sorted({x for _, _, x in found})
+  return _table(
+    ['genre', 'taught by', *(f'weight {w:g}' for w in weights)],
+    (
+      [genre, name]
+      + [
+        _gap_text(rows.gap(part, genre, name, x, against=(base, 0.0)))
+        for x in weights
+      ]
+      for genre, name in dict.fromkeys(at[:2] for at in found)
+    ),
+  )
 
 
 def _of_x(rows, part, shown):
@@ -337,19 +370,13 @@ def _of_x(rows, part, shown):
 
 def page(rows: Rows) -> str:
   """The tables in Markdown."""
-  first = rows['weight', 'Drama', 'scratch', 0.0]
-  weights = sorted({x for _, n, x in rows.of('weight') if n != 'scratch'})
   lines = [
     '## Which term moves the score',
     '',
-    'Validation RMSE minus that of scratch, seed by seed, over '
-    f'{len(first["validation"]["per_seed"])} seeds, k = 1; below 0 is better. '
-    f'Commit {first["commit"]}.',
+    'Validation RMSE minus that of scratch, seed by seed, k = 1; below 0 is '
+    f'better. {rows.made("weight")}',
     '',
-    *_table(
-      ['genre', 'taught by', *(f'weight {w:g}' for w in weights)],
-      _of_weights(rows),
-    ),
+    *_of_weights(rows, 'weight', 'scratch'),
     '![by weight](diagnosis_weight.png)',
     '',
     '## What is said',
@@ -379,7 +406,7 @@ def page(rows: Rows) -> str:
     '',
     'Drama, k = 3, all three terms at weight 1. `chained`: the target of an '
     'iteration is what the student interpreted just before; `original`: its '
-    'states on x.',
+    f'states on x. {rows.made("iteration")}',
     '',
     '![by iteration](diagnosis_iteration.png)',
     '',
@@ -402,7 +429,7 @@ def page(rows: Rows) -> str:
     '## Fewer ratings',
     '',
     'A random share of the training ratings of Drama, weights 1; the teacher '
-    'keeps all. Minus scratch on the same share.',
+    f'keeps all. Minus scratch on the same share. {rows.made("share")}',
     '',
     *_table(
       ['genre', 'share', 'taught by', 'RMSE', 'minus scratch'],
@@ -410,7 +437,8 @@ def page(rows: Rows) -> str:
     ),
     '## Without unknown-id rows in training',
     '',
-    '`unknown_rate` 0: the rows of unknown ids are not learnt. Weights 1.',
+    '`unknown_rate` 0: the rows of unknown ids are not learnt. Weights 1. '
+    + rows.made('unknown'),
     '',
     *_table(
       ['genre', 'rate', 'taught by', 'RMSE', 'minus scratch'],
@@ -418,12 +446,19 @@ def page(rows: Rows) -> str:
     ),
     '## Narrower students',
     '',
-    'Layers of 128 and 64 cut to a share. Weights 1.',
+    f'Layers of 128 and 64 cut to a share. Weights 1. {rows.made("width")}',
     '',
     *_table(
       ['genre', 'width', 'taught by', 'RMSE', 'minus scratch'],
       _of_x(rows, 'width', lambda x: f'1/{1 / x:g}'),
     ),
+    '## Answers, beside agreement on messages and states',
+    '',
+    f'Minus {_SILENT}, which has no L_interact, by the weight of L_interact; '
+    'the other weights as in table 3, where that of L_interact is .03 and '
+    f'k = 1. {rows.made("answers")}',
+    '',
+    *_of_weights(rows, 'answers', _SILENT),
   ]
   return '\n'.join(lines)
 
@@ -435,7 +470,7 @@ def _draw(rows, folder):
   genres = list(dict.fromkeys(genre for genre, _, _ in found))
   panels = picture.subplots(1, len(genres), sharey=True, squeeze=False)[0]
   for axes, genre in zip(panels, genres, strict=True):
-    for name in (*_TERMS, _ALL, _LD):
+    for name in (*_TERMS, _ALL, _LD, _TD_LD):
       at = [x for g, n, x in found if (g, n) == (genre, name)]
       if not at:
         continue
@@ -478,6 +513,8 @@ def main():
   parser = argparse.ArgumentParser(description='Why TD gains what it gains.')
   parser.add_argument('--workdir', default='runs/tables', type=pathlib.Path)
   parser.add_argument('--results', default='results', type=pathlib.Path)
+  parts = dict.fromkeys(run.part for run in runs())
+  parser.add_argument('--part', choices=parts, help='to run; by default all')
   parser.add_argument('--seeds', default=5, type=int, help='of each run')
   parser.add_argument('--steps', default=0, type=int, help='0: as configured')
   parser.add_argument('--render', action='store_true', help='run nothing')
@@ -488,7 +525,7 @@ def main():
     locks = args.workdir / 'diagnosis'
     locks.mkdir(exist_ok=True)
     teacher = str(args.workdir.resolve() / 'teacher/selection')
-    wanted = list(runs())
+    wanted = [run for run in runs() if args.part in (None, run.part)]
     for number, run in enumerate(wanted, start=1):
       with ledger.lock(locks / f'{number}.lock') as ours:
         if not ours or run in Rows(ledger.read(file)):
