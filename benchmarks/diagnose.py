@@ -28,6 +28,7 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
 from configs import movielens as movielens_config
 from td_jax import cka
+from td_jax import errors
 from td_jax import experiment
 from td_jax import ledger
 from td_jax import linen
@@ -41,6 +42,7 @@ from td_jax.data import feed as feed_lib
 from td_jax.data import movielens
 from td_jax.models import split
 
+_FILE = 'diagnosis.jsonl'
 _TERMS = ('interact', 'message', 'state')
 _ALL = 'all three'
 _LD = 'logit (LD)'
@@ -307,11 +309,12 @@ class Rows:
     theirs = self._rows.get((part, genre, other, x if at is None else at))
     if ours is None or theirs is None:
       return None
-    return report.spread(
-      np.subtract(
-        ours['validation']['per_seed'], theirs['validation']['per_seed']
-      )
+    pairs = zip(
+      ours['validation']['per_seed'],
+      theirs['validation']['per_seed'],
+      strict=False,  # The first seeds are the same.
     )
+    return report.spread([one - other for one, other in pairs])
 
   def made(self, part):
     """Of how many seeds and which code a part is, in a sentence."""
@@ -515,37 +518,45 @@ def main():
   parser.add_argument('--results', default='results', type=pathlib.Path)
   parts = dict.fromkeys(run.part for run in runs())
   parser.add_argument('--part', choices=parts, help='to run; by default all')
-  parser.add_argument('--seeds', default=5, type=int, help='of each run')
+  parser.add_argument('--seeds', default=10, type=int, help='of each run')
   parser.add_argument('--steps', default=0, type=int, help='0: as configured')
   parser.add_argument('--render', action='store_true', help='run nothing')
   args = parser.parse_args()
-  file = args.results / 'diagnosis.jsonl'
-  if not args.render:
-    tables.begin(args.workdir)
-    locks = args.workdir / 'diagnosis'
-    locks.mkdir(exist_ok=True)
-    teacher = str(args.workdir.resolve() / 'teacher/selection')
-    wanted = [run for run in runs() if args.part in (None, run.part)]
-    for number, run in enumerate(wanted, start=1):
-      with ledger.lock(locks / f'{number}.lock') as ours:
-        if not ours or run in Rows(ledger.read(file)):
-          continue  # Another process is at it, or has been.
-        began = time.monotonic()
-        row = measure(run, teacher, seeds=args.seeds, steps=args.steps)
-        row |= {k: getattr(run, k) for k in ('part', 'genre', 'name', 'x')}
-        row['seconds'] = round(time.monotonic() - began, 1)
-        row['commit'] = report.environment()['commit']
-        ledger.append(file, row)
-      print(
-        f'{number} of {len(wanted)}: {run[:4]} '
-        f'{row["validation"]["mean"]:.4f}, {row["seconds"]} s',
-        flush=True,
-      )
-  rows = Rows(ledger.read(file))
-  (args.results / 'diagnosis.md').write_text(
-    f'{(args.results / "diagnosis_said.md").read_text()}\n{page(rows)}'
-  )
-  _draw(rows, args.results)
+  try:
+    if not args.render:
+      _run([run for run in runs() if args.part in (None, run.part)], args)
+    rows = Rows(ledger.read(args.results / _FILE))
+    (args.results / 'diagnosis.md').write_text(
+      f'{(args.results / "diagnosis_said.md").read_text()}\n{page(rows)}'
+    )
+    _draw(rows, args.results)
+  except errors.TdError as e:
+    print(f'error: {e}', file=sys.stderr)
+    sys.exit(e.exit_code)
+
+
+def _run(wanted, args):
+  """Those of `wanted` that have not run."""
+  tables.begin(args.workdir, args.results)
+  locks, file = args.workdir / 'diagnosis', args.results / _FILE
+  locks.mkdir(exist_ok=True)
+  teacher = str(args.workdir.resolve() / 'teacher/selection')
+  for number, run in enumerate(wanted, start=1):
+    name = '-'.join(map(str, run[:4])).replace(' ', '_').replace('/', '_')
+    with ledger.lock(locks / f'{name}.lock') as ours:
+      if not ours or run in Rows(ledger.read(file)):
+        continue  # Another process is at it, or has been.
+      began = time.monotonic()
+      row = measure(run, teacher, seeds=args.seeds, steps=args.steps)
+      row |= {k: getattr(run, k) for k in ('part', 'genre', 'name', 'x')}
+      row['seconds'] = round(time.monotonic() - began, 1)
+      row['commit'] = report.environment()['commit']
+      ledger.append(file, row)
+    print(
+      f'{number} of {len(wanted)}: {run[:4]} '
+      f'{row["validation"]["mean"]:.4f}, {row["seconds"]} s',
+      flush=True,
+    )
 
 
 if __name__ == '__main__':

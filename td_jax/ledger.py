@@ -7,6 +7,8 @@ import json
 import pathlib
 from typing import Any
 
+from td_jax import errors
+
 
 def read(file: pathlib.Path) -> list[dict[str, Any]]:
   """The whole rows of `file`; none if it is absent."""
@@ -20,11 +22,20 @@ def read(file: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def append(file: pathlib.Path, row: dict[str, Any]) -> None:
-  """Adds a row to `file`, after what a crash may have cut off."""
-  before = file.read_bytes() if file.exists() else b''
-  cut = '\n' if before and not before.endswith(b'\n') else ''
-  with file.open('a') as f:
-    f.write(cut + json.dumps(row, sort_keys=True) + '\n')
+  """Adds a row to `file`, after what a crash may have cut off.
+
+  Raises:
+    errors.IOFailedError: it cannot be written.
+  """
+  try:
+    before = file.read_bytes() if file.exists() else b''
+    cut = '\n' if before and not before.endswith(b'\n') else ''
+    with file.open('a') as f:
+      f.write(cut + json.dumps(row, sort_keys=True) + '\n')
+  except OSError as e:
+    raise errors.IOFailedError(
+      f'could not write {file}: {e.strerror or e}.'
+    ) from e
 
 
 @contextlib.contextmanager

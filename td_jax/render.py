@@ -167,17 +167,22 @@ class Found:
         return [cell['test'] for cell in cells]
     return []
 
+  def paired(self, row, other):
+    """Test scores [columns, seeds] of two rows, of the seeds that both have."""
+    ours, theirs = self.per_seed(row), self.per_seed(other)
+    count = min(ours.shape[1], theirs.shape[1])  # The first are the same.
+    return ours[:, :count], theirs[:, :count]
+
   def over_scratch(self, row):
     """Relative improvement [columns] of the mean scores, in percent."""
-    scores, scratch = (self.per_seed(r).mean(axis=1) for r in (row, 'scratch'))
+    scores, scratch = (s.mean(axis=1) for s in self.paired(row, 'scratch'))
     change = 100 * (scores - scratch) / scratch
     return -change if self.lower_is_better else change
 
   def error_over_scratch(self, row):
     """Standard error of its mean over columns, paired over seeds; or None."""
-    scores, scratch = (self.per_seed(r) for r in (row, 'scratch'))
-    count = min(scores.shape[1], scratch.shape[1])  # The first are the same.
-    change = (scores - scratch)[:, :count] / scratch.mean(axis=1, keepdims=True)
+    scores, scratch = self.paired(row, 'scratch')
+    change = (scores - scratch) / scratch.mean(axis=1, keepdims=True)
     return report.spread(100 * change.mean(axis=0))['standard_error']
 
   def best_baseline(self, row):
@@ -189,7 +194,12 @@ class Found:
 
 def _joined(runs):
   """One cell of the runs of a row and column, each of some of its seeds."""
-  scores, seconds = {}, {}
+  scores, seconds, recipe = {}, {}, ('method', 'k', 'steps', 'batch_size')
+  if len({tuple(run[key] for key in recipe) for run in runs}) > 1:
+    raise errors.DataError(
+      f'{runs[0]["row"]}, {runs[0]["column"]} has runs that differ in '
+      f'{" or ".join(recipe)}; take those of old settings out of the results.'
+    )
   for run in runs:  # Of a seed that ran twice the last counts.
     for seed, score in zip(run['seeds'], run['test']['per_seed'], strict=True):
       scores[seed], seconds[seed] = score, run['seconds'] / len(run['seeds'])
@@ -239,9 +249,9 @@ def _apart(found, row, other):
   """The row minus the other, paired seed by seed, and its p; or ''."""
   if other not in found.rows:
     return ''
-  ours, theirs = (found.per_seed(r).mean(axis=0) for r in (row, other))
-  count = min(len(ours), len(theirs))  # The first seeds are the same.
-  gap = report.spread(ours[:count] - theirs[:count])
+  ours, theirs = found.paired(row, other)
+  gap = report.spread((ours - theirs).mean(axis=0))
+  count = len(gap['per_seed'])
   if count < 2:
     return f'{gap["mean"]:+.4f} to {other}'
   error = gap['standard_error']

@@ -24,7 +24,8 @@ import time
 from absl import logging
 import jax
 
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.append(str(_ROOT))
 
 from configs import movielens as movielens_config
 from td_jax import errors
@@ -66,7 +67,7 @@ def run(
     watch: Says when to stop.
     log: Takes lines for whoever watches.
   """
-  begin(workdir)
+  begin(workdir, results)
   cells = list(
     dict.fromkeys(
       (grid.TABLES[name].domain, row, column)
@@ -113,10 +114,16 @@ def run(
     )
 
 
-def begin(workdir: pathlib.Path) -> None:
+def begin(workdir: pathlib.Path, results: pathlib.Path) -> None:
   """What a process does before its first run."""
   report.environment()  # Of the code that this process has read.
-  workdir.mkdir(parents=True, exist_ok=True)
+  for folder in (workdir, results):
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+      raise errors.IOFailedError(
+        f'{folder} cannot be made: {e.strerror or e}.'
+      ) from e
   # Programs of a row are the same in all genres, and take seconds to compile.
   jax.config.update('jax_compilation_cache_dir', str(workdir / 'compiled'))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
@@ -203,7 +210,8 @@ def main() -> None:
         found = render.Found(domain, cells[domain])
         if 'scratch' in found.rows:  # Else there is nothing to be better than.
           picture.draw(name, found, args.results / f'table{name}.png')
-      render.insert(args.results.parent / 'README.md', f'table {name}', text)
+      if args.results.resolve() == _ROOT / 'results':  # Which README shows.
+        render.insert(_ROOT / 'README.md', f'table {name}', text)
       print(text)
   except errors.TdError as e:
     print(f'error: {e}', file=sys.stderr)

@@ -85,7 +85,7 @@ def run(
         path / _SELECTION,
         watch=watch,
         log=log,
-        taught_by=_before_refit(path, taught_by),
+        taught_by=_before_refit(path, taught_by, log),
       )
     teacher = None
     if needs_teacher:
@@ -204,7 +204,8 @@ def _parallel(config, batch_size):
 def _teacher(config, path, watch, log):
   """The teacher's folder: what `config` names, or path/teacher, made now."""
   if config.teacher.checkpoint:
-    return paths.absolute(config.teacher.checkpoint)
+    named = paths.absolute(config.teacher.checkpoint)
+    return named if config.refit else _before_refit(path, named, log)
   folder = 'teacher'
   if not (path / folder / 'results.json').exists():
     log(f'first the teacher, in {path / folder}')
@@ -212,12 +213,18 @@ def _teacher(config, path, watch, log):
   return folder
 
 
-def _before_refit(path, taught_by):
+def _before_refit(path, taught_by, log):
   """The teacher that has not seen validation, seen from path/selection."""
   if not taught_by:
     return ''
-  if (paths.seen_from(path, taught_by) / _SELECTION).exists():
+  folder = paths.seen_from(path, taught_by)
+  if (folder / _SELECTION).exists():
     taught_by = f'{taught_by}/{_SELECTION}'
+  elif not teachers.is_published(str(folder)) and saved.config_of(folder).refit:
+    log(
+      f'{folder} has learnt from validation, and has no {_SELECTION}/: '
+      'validation scores of what it teaches are too good.'
+    )
   return taught_by if paths.is_absolute(taught_by) else f'../{taught_by}'
 
 

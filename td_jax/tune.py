@@ -137,7 +137,7 @@ def run(
     watch: Says when to stop.
     log: Takes lines for whoever watches.
   """
-  tables.begin(workdir)
+  tables.begin(workdir, results)
   locks, file = workdir / 'tune', results / FILES[domain]
   locks.mkdir(parents=True, exist_ok=True)
   for what, column, settings in _planned(domain, chosen, count, file, locks):
@@ -183,11 +183,13 @@ def _planned(domain, chosen, count, file, locks):
         for settings in tried:  # Those that other processes are still at.
           with ledger.lock(locks / _name(what, column, settings), wait=True):
             pass
-        tried = _better_half(tried, ledger.read(file))
+          yield what, column, settings  # If that process has died.
+        seen = _WINDOWS[: _WINDOWS.index(column) + 1]
+        tried = _better_half(tried, seen, ledger.read(file))
 
 
-def _better_half(tried, rows):
-  """Of a teacher's settings, those of the best means so far."""
+def _better_half(tried, windows, rows):
+  """Of a teacher's settings, those of the best means over `windows`."""
 
   def score(settings):
     return np.mean(
@@ -195,6 +197,7 @@ def _better_half(tried, rows):
         row['validation']['mean']
         for row in rows
         if (row['what'], row['settings']) == ('teacher', settings)
+        and row['column'] in windows
       ]
     )
 

@@ -227,6 +227,44 @@ def test_overall_is_of_the_five_columns_that_are_there():
   assert paper.TABLE1['td'].average == 2.54
 
 
+def test_results_of_ones_own(tmp_path, monkeypatch, capsys):
+  """They come into a new folder, and not into README."""
+  _recorded(monkeypatch)
+  monkeypatch.chdir(tmp_path)
+  readme = tmp_path / 'README.md'
+  readme.write_text('<!-- table 6 -->\n<!-- end of table 6 -->\n')
+  monkeypatch.setattr(
+    'sys.argv',
+    [
+      'tables',
+      '--table=6',
+      '--row=td',
+      '--seeds=2',
+      '--teacher=x',
+      '--results=new/own',
+    ],
+  )
+  tables.main()
+  assert '| td (k=1) |' in capsys.readouterr().out
+  assert len(ledger.read(tmp_path / 'new/own/images.jsonl')) == 2
+  assert '| td' in (tmp_path / 'new/own/table6.md').read_text()
+  assert '| td' not in readme.read_text()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(
+  tmp_path, monkeypatch, capsys
+):
+  (tmp_path / 'file').write_text('')
+  argv = ['tables', '--table=6', '--teacher=x', f'--workdir={tmp_path}/w']
+  monkeypatch.setattr('sys.argv', [*argv, f'--results={tmp_path}/file/own'])
+  with pytest.raises(SystemExit) as e:
+    tables.main()
+  assert e.value.code == 74
+  assert 'file/own cannot be made' in capsys.readouterr().err
+  with pytest.raises(errors.IOFailedError, match='could not write'):
+    ledger.append(tmp_path, {})
+
+
 def test_nothing_to_show_is_an_error():
   for name in ('1', '7'):
     with pytest.raises(errors.DataError, match='without --render'):
@@ -243,7 +281,7 @@ def _recorded(monkeypatch, stop_at=0):
     if len(ran) == stop_at:
       raise KeyboardInterrupt  # As a kill in that cell would.
     scores = [1.0] * config.seeds
-    return _cell('', '', scores, first=config.seed)
+    return _cell('', config.method, scores, first=config.seed)
 
   monkeypatch.setattr(train, 'run', run)
   return ran
@@ -292,6 +330,26 @@ def test_more_seeds_of_some_rows(tmp_path, monkeypatch):
   _grid(tmp_path, ['6'])
   _grid(tmp_path, ['6'], seeds=3, rows=['td, k=0', 'td, k=2'])
   assert [config.k for config in ran[6:]] == [0, 0, 2, 2]
+
+
+def test_rows_of_different_seeds_are_compared_on_those_of_both():
+  cells = [
+    _cell('Drama', 'scratch', (1.0, 3.0)),
+    _cell('Drama', 'td', (0.9, 2.5, 99.0)),
+  ]
+  found = render.Found('movielens', cells)
+  assert list(found.over_scratch('td')) == pytest.approx([15.0])
+  assert found.error_over_scratch('td') == pytest.approx(10.0)  # 5% and 25%.
+  text = _rendered('3', movielens=cells)
+  shown = _shown(text, 'td (k=1)')
+  # -0.1 and -0.5; t = 1.5 at one degree: 1 - 2 atan(1.5) / pi = 0.374.
+  assert shown[4] == '-0.3000 +- 0.2000 to scratch (0.37)'
+
+
+def test_runs_of_other_settings_are_not_joined():
+  cells = [_cell('Drama', 'td', (1.0,), first=i) | {'k': i} for i in (0, 1)]
+  with pytest.raises(errors.DataError, match='Drama has runs that differ'):
+    _rendered('3', movielens=cells)
 
 
 def test_a_row_whose_columns_have_different_seeds():

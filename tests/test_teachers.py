@@ -2,6 +2,7 @@
 
 import shutil
 
+import conftest
 import jax
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from td_jax import config as config_lib
 from td_jax import errors
 from td_jax import saved
 from td_jax import teachers
+from td_jax import train
 from td_jax.data import classification
 
 GREY = (127.5, 127.5, 127.5)
@@ -148,3 +150,29 @@ def test_another_network_than_is_declared(load, vision_teacher):
     load('stored', **{'data.size': 20})
   with pytest.raises(errors.ConfigError, match="name is 'mlp'"):
     load('stored', **{'teacher.model.name': 'mlp'})
+
+
+@pytest.mark.usefixtures('small_movielens')
+def test_validation_is_scored_by_a_teacher_that_has_not_seen_it(tmp_path):
+  def run(name, arg, **overrides):
+    lines = []
+    found = train.run(
+      conftest.small_config(arg, **overrides),
+      tmp_path / name,
+      watch=conftest.Watch(),
+      log=lines.append,
+    )
+    return found, '\n'.join(lines)
+
+  run('teacher', 'method=teacher', refit=True)
+  named = {'teacher.checkpoint': str(tmp_path / 'teacher')}
+  before, said = run('before', 'method=ld', **named)
+  assert before['teacher']['folder'] == str(tmp_path / 'teacher/selection')
+  assert 'has learnt from validation' not in said
+  both, _ = run('both', 'method=ld', refit=True, **named)
+  assert both['teacher']['folder'] == str(tmp_path / 'teacher')
+  assert both['teacher']['validation'] == before['teacher']['validation']
+  shutil.rmtree(tmp_path / 'teacher/selection')
+  late, said = run('late', 'method=ld', **named)
+  assert late['teacher']['folder'] == str(tmp_path / 'teacher')
+  assert 'has learnt from validation' in said
