@@ -15,6 +15,7 @@ import tiny_images
 from td_jax import errors
 from td_jax.data import images
 from td_jax.data import records
+from td_jax.data import stream
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 KINDS = ('image_folder', 'array_record', 'tfrecord')
@@ -202,6 +203,50 @@ def test_corrupt_image_is_named(tmp_path):
   with pytest.raises(errors.DataError, match=f'{bad}. is corrupt') as caught:
     _load(('image_folder', str(tmp_path)))
   assert caught.value.exit_code == 65 and '\n' not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_no_corrupt_image(tmp_path):
+  tiny_images.folder(tmp_path, encode=tiny_images.png)
+  (tmp_path / 'train' / 'dog' / '999.png').mkdir()
+  with pytest.raises(errors.IOFailedError, match=r'999\.png. cannot be') as e:
+    _load(('image_folder', str(tmp_path)))
+  assert e.value.exit_code == 74 and '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('kind', ['array_record', 'tfrecord'])
+def test_a_lost_file_is_named(tmp_path, kind):
+  folder = tiny_images.prepare(
+    tmp_path,
+    file_format=kind,
+    examples=tiny_images.examples(encode=tiny_images.png),
+  )
+  file = sorted(folder.glob('tiny-train*'))[1]
+  file.unlink()
+  with pytest.raises(
+    errors.IOFailedError, match=f'{file.name}. cannot be'
+  ) as e:
+    _load(('tiny', str(tmp_path)))
+  assert 'record 8 of' in str(e.value) and '\n' not in str(e.value)
+
+
+def test_a_link_that_leads_nowhere(tmp_path):
+  tiny_images.folder(tmp_path, encode=tiny_images.png)
+  (tmp_path / 'train' / 'dog' / 'x.png').symlink_to('nowhere')
+  with pytest.raises(errors.DataError, match=r'x\.png cannot be read: No such'):
+    _load(('image_folder', str(tmp_path)))
+
+
+def test_images_without_labels_are_refused(tmp_path):
+  examples = tiny_images.examples(encode=tiny_images.png)
+  examples['train'] = [(image, -1) for image, _ in examples['train']]
+  tiny_images.prepare(tmp_path, file_format='tfrecord', examples=examples)
+  with pytest.raises(errors.DataError, match=r'record 0 .*has no label') as e:
+    _load(('tiny', str(tmp_path)))
+  assert 'choose another split' in str(e.value)
+  source = records.load('tiny', str(tmp_path)).records('train')
+  run = stream.evaluation(source, batch_size=4, size=8, skip_corrupt=True)
+  with pytest.raises(errors.DataError, match=r'record 0 .*has no label'):
+    run.batch(0)
 
 
 def test_absent_dataset_and_split(tmp_path, where):

@@ -53,7 +53,9 @@ def load_columns(
 
   Raises:
     errors.ConfigError: no such name, split or limit.
-    errors.DataError: absent, damaged, or images of various sizes.
+    errors.DataError: absent, damaged, without labels, or images of various
+      sizes.
+    errors.IOFailedError: a file cannot be read.
   """
   split, *_ = records.parse(spec, name=name)
   cache, stamp = _cache(name, data_dir, split)
@@ -121,8 +123,8 @@ def _decode(dataset: records.Dataset, split: str, log: sources.Log) -> Columns:
         .map(_pixels, num_parallel_calls=tf.data.AUTOTUNE)
         .as_numpy_iterator()
       )
-    except (records.CorruptError, tf.errors.InvalidArgumentError):
-      _raise_first_corrupt(source, ids)
+    except (records.CorruptError, tf.errors.OpError, OSError, RuntimeError):
+      _raise_first(source, ids)
       raise
     if not start:
       images = _allocate(len(source), decoded[0], f'{dataset.name} {split}')
@@ -145,15 +147,21 @@ def _pixels(encoded):
   return tf.io.decode_image(encoded, channels=3, expand_animations=False)
 
 
-def _raise_first_corrupt(source, ids):
-  """Raises a DataError that names the first record that cannot be had."""
+def _raise_first(source, ids):
+  """Raises an error that names the first record that cannot be had."""
+  import tensorflow as tf
+
   for number in ids.tolist():
     try:
       _pixels(source.read(np.array([number]))[0].image)
-    # Whatever it is, it is this record's.
-    except Exception as error:
+    except (records.CorruptError, tf.errors.InvalidArgumentError) as error:
       raise errors.DataError(
         f'{source.name(number)} is corrupt: {records.one_line(error)}'
+      ) from error
+    # A disk, a lost file: it is not this record's fault.
+    except (tf.errors.OpError, OSError, RuntimeError) as error:
+      raise errors.IOFailedError(
+        f'{source.name(number)} cannot be read: {records.one_line(error)}'
       ) from error
 
 

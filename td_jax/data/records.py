@@ -82,8 +82,21 @@ class Records:
     return self._stop - self._start
 
   def read(self, ids: np.ndarray) -> list[Example]:
-    """Examples of the numbers `ids` [b]; CorruptError if one is damaged."""
-    return self._reader.read((ids + self._start).tolist())
+    """Examples of the numbers `ids` [b].
+
+    Raises:
+      CorruptError: one is damaged.
+      errors.DataError: one has no label, as TFDS has test splits whose labels
+        are not published.
+    """
+    examples = self._reader.read((ids + self._start).tolist())
+    for number, example in zip(ids.tolist(), examples, strict=True):
+      if example.label < 0:
+        raise errors.DataError(
+          f'{self.name(number)} has no label ({example.label}); choose another '
+          'split.'
+        )
+    return examples
 
   def expect(self, ids: np.ndarray) -> None:
     """Begins to load what `ids` [b] need, where loading takes long."""
@@ -337,18 +350,23 @@ def _load_folder(data_dir):
       f' {layout}; it is {data_dir!r}.'
     )
   where = os.path.abspath(os.path.expanduser(data_dir))
-  found = {
-    split: [
-      (label, file.name, file.stat().st_size)
-      for label in _folders(f'{where}/{split}')
-      for file in sorted(
-        os.scandir(f'{where}/{split}/{label}'), key=lambda file: file.name
-      )
-      if file.name.lower().endswith(_IMAGES)
-    ]
-    for split in _folders(where)
-    if split != CACHE
-  }
+  try:
+    found = {
+      split: [
+        (label, file.name, file.stat().st_size)
+        for label in _folders(f'{where}/{split}')
+        for file in sorted(
+          os.scandir(f'{where}/{split}/{label}'), key=lambda file: file.name
+        )
+        if file.name.lower().endswith(_IMAGES)
+      ]
+      for split in _folders(where)
+      if split != CACHE
+    }
+  except OSError as error:  # A link that leads nowhere, say.
+    raise errors.DataError(
+      f'{error.filename} cannot be read: {error.strerror}. Mend or remove it.'
+    ) from error
   found = {split: files for split, files in found.items() if files}
   if not found:
     raise errors.DataError(f'{where} holds no images laid out as {layout}.')

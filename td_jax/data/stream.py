@@ -255,7 +255,8 @@ class Stream:
       batch size over the hosts.
 
     Raises:
-      errors.DataError: an image is corrupt, and those are not skipped.
+      errors.DataError: an image is corrupt, and those are not skipped; or it
+        has no label.
       errors.IOFailedError: a file cannot be read.
     """
     if self.steps is not None and step >= self.steps:
@@ -336,6 +337,8 @@ class Stream:
       except corrupt as error:
         self._note(number, records_lib.one_line(error))
         batch['mask'][row] = 0
+      except errors.TdError:  # Says itself what it is.
+        raise
       # A disk, a network: whatever it is, it is not this record's fault.
       except Exception as error:
         raise errors.IOFailedError(
