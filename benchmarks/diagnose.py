@@ -32,6 +32,7 @@ from td_jax import errors
 from td_jax import experiment
 from td_jax import ledger
 from td_jax import linen
+from td_jax import methods
 from td_jax import report
 from td_jax import tables
 from td_jax import teachers
@@ -111,17 +112,19 @@ def runs():
     narrow = {'model.hidden': (128 // factor, 64 // factor)}
     for name, method, changes in _taught(1.0):
       yield Run('width', 'Drama', name, 1 / factor, method, changes | narrow)
-  yield from _answers()
+  yield from _as_chosen()
 
 
-def _answers():
-  """Whether any weight of L_interact is better than none."""
+def _as_chosen():
+  """With the weights of table 3, but for those that a part varies."""
   for genre in ('Drama', 'War'):
     yield Run('answers', genre, _SILENT, 0.0, 'td', {'k': 0})
     for weight in (0.03, 0.3, 1.0, 3.0):
       for name, talk in _TALKS.items():
         changes = talk | {'distill.weights.interact': weight}
         yield Run('answers', genre, name, weight, 'td', changes)
+    for method in methods.METHODS:
+      yield Run('stop', genre, method, 0.0, method, {})
 
 
 def measure(
@@ -136,7 +139,8 @@ def measure(
     steps: 0: the config knows.
 
   Returns:
-    `validation`, the spread of best scores; `terms`, means over the last 50
+    `validation` and `last`, the spreads of best and of last scores;
+    `best_step`, a mean over the seeds; `terms`, means over the last 50
     steps; `interact`, L_interact at steps; `talk`, what `look` says.
   """
   config = movielens_config.get_config(f'genre={run.genre},method={run.method}')
@@ -166,6 +170,8 @@ def measure(
     steps_seen.append(stop)
   row = {
     'validation': report.spread(np.min(scores, axis=0)),
+    'last': report.spread(scores[-1]),
+    'best_step': float(np.mean(np.take(steps_seen, np.argmin(scores, axis=0)))),
     'terms': measured[-1],
     'steps': steps_seen,
     'interact': {
@@ -302,7 +308,9 @@ class Rows:
   def __getitem__(self, key):
     return self._rows[key]
 
-  def gap(self, part, genre, name, x, *, against=('scratch', None)):
+  def gap(
+    self, part, genre, name, x, *, against=('scratch', None), score='validation'
+  ):
     """Validation RMSE minus that of scratch, seed by seed; None if absent."""
     other, at = against
     ours = self._rows.get((part, genre, name, x))
@@ -310,8 +318,8 @@ class Rows:
     if ours is None or theirs is None:
       return None
     pairs = zip(
-      ours['validation']['per_seed'],
-      theirs['validation']['per_seed'],
+      ours[score]['per_seed'],
+      theirs[score]['per_seed'],
       strict=False,  # The first seeds are the same.
     )
     return report.spread([one - other for one, other in pairs])
@@ -369,6 +377,18 @@ def _of_x(rows, part, shown):
     score = rows[part, genre, name, x]['validation']
     gap = None if name == 'scratch' else rows.gap(part, genre, name, x)
     yield [genre, shown(x), name, f'{score["mean"]:.4f}', _gap_text(gap)]
+
+
+def _of_stops(rows):
+  for at in rows.of('stop'):
+    row = rows['stop', *at]
+    texts = [*at[:2], f'{row["best_step"]:.0f}']
+    for score in ('validation', 'last'):
+      gap = None
+      if at[1] != 'scratch':
+        gap = rows.gap('stop', *at, score=score)
+      texts += [f'{row[score]["mean"]:.4f}', _gap_text(gap)]
+    yield texts
 
 
 def page(rows: Rows) -> str:
@@ -462,6 +482,24 @@ def page(rows: Rows) -> str:
     f'k = 1. {rows.made("answers")}',
     '',
     *_of_weights(rows, 'answers', _SILENT),
+    '## At the best step, and at the last',
+    '',
+    'Weights of table 3. Validation RMSE of each seed at its best step, as '
+    'settings were chosen, and at the last one, as table 3 has it on test. '
+    + rows.made('stop'),
+    '',
+    *_table(
+      [
+        'genre',
+        'method',
+        'best step',
+        'RMSE there',
+        'minus scratch',
+        'RMSE at the last',
+        'minus scratch',
+      ],
+      _of_stops(rows),
+    ),
   ]
   return '\n'.join(lines)
 
