@@ -9,7 +9,7 @@ The paper: accuracy 0.49930 (TD, k = 2), 0.48683 without distillation.
 
 Arguments after the colon: `method` (scratch, ld, fd, fitnet, hybrid, td,
 td_ld), `teacher` (published weights: a .npz, or a folder in Hugging Face's
-form), `size` (384 or 224 pixels), `laptop` (a ViT-S/14 at 56 pixels, hours on a
+form), `size` (384 or 224 pixels), `laptop` (a ViT-S/14 at 56 pixels, for a
 CPU), `runlocal` (as laptop, a few steps).
 """
 
