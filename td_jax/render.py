@@ -62,21 +62,17 @@ def table(name: str, cells: Mapping[str, Sequence[Cell]]) -> str:
   if name in _OVERALL:
     return _overall(name, cells)
   shown = grid.TABLES[name]
-  found = Found(shown.domain, cells[shown.domain])
-  rows = [row for row in shown.rows if row in found.rows]
+  found, rows = common(shown.domain, shown.rows, cells)
   if not rows:
     raise errors.DataError(
       f'no row of table {name} has run in all its columns; run it without '
       '--render first.'
     )
   columns = found.columns
-  seeds = _span(
-    len(found[row, column]['seeds']) for row in rows for column in columns
-  )
   better = 'lower' if found.lower_is_better else 'higher'
   lines = [
     f'**Table {name}: {shown.title}.** Test {found.metric}, mean +- standard '
-    f'error over {seeds} seeds; {better} is better.',
+    f'error over {found.per_seed(rows[0]).shape[1]} seeds; {better} is better.',
     '',
     '| | '
     + ' | '.join(columns)
@@ -114,6 +110,16 @@ def table(name: str, cells: Mapping[str, Sequence[Cell]]) -> str:
   return '\n'.join(lines)
 
 
+def common(
+  domain: str, rows: Iterable[str], cells: Mapping[str, Sequence[Cell]]
+) -> 'tuple[Found, list[str]]':
+  """Cells of the seeds that all of `rows` have, and those rows that have run."""
+  found = Found(domain, cells[domain])
+  rows = [row for row in rows if row in found.rows]
+  count = min((found.per_seed(row).shape[1] for row in rows), default=None)
+  return Found(domain, cells[domain], seeds=count), rows
+
+
 def insert(page: pathlib.Path, mark: str, text: str) -> None:
   """Puts `text` between the two lines of `mark`, where `page` has them."""
   if not page.exists():
@@ -128,11 +134,14 @@ def insert(page: pathlib.Path, mark: str, text: str) -> None:
 class Found:
   """Finished cells of a domain, by row and column."""
 
-  def __init__(self, domain: str, cells: Sequence[Cell]):
+  def __init__(
+    self, domain: str, cells: Sequence[Cell], *, seeds: int | None = None
+  ):
+    """Of the first `seeds` of each; None: of all."""
     runs = collections.defaultdict(list)
     for cell in cells:
       runs[cell['row'], cell['column']].append(cell)
-    self._cells = {at: _joined(each) for at, each in runs.items()}
+    self._cells = {at: _joined(each, seeds) for at, each in runs.items()}
     present = {column for _, column in self._cells}
     self.columns = [c for c in grid.COLUMNS[domain] if c in present]
     named = dict.fromkeys(row for row, _ in self._cells)
@@ -192,7 +201,7 @@ class Found:
     return best(others, key=lambda r: self.per_seed(r).mean(), default=None)
 
 
-def _joined(runs):
+def _joined(runs, seeds):
   """One cell of the runs of a row and column, each of some of its seeds."""
   scores, seconds, recipe = {}, {}, ('method', 'k', 'steps', 'batch_size')
   if len({tuple(run[key] for key in recipe) for run in runs}) > 1:
@@ -203,11 +212,12 @@ def _joined(runs):
   for run in runs:  # Of a seed that ran twice the last counts.
     for seed, score in zip(run['seeds'], run['test']['per_seed'], strict=True):
       scores[seed], seconds[seed] = score, run['seconds'] / len(run['seeds'])
+  kept = sorted(scores)[:seeds]
   return {
     **runs[-1],
-    'seeds': sorted(scores),
-    'test': report.spread([scores[seed] for seed in sorted(scores)]),
-    'seconds': sum(seconds.values()),
+    'seeds': kept,
+    'test': report.spread([scores[seed] for seed in kept]),
+    'seconds': sum(seconds[seed] for seed in kept),
     'commits': {run['commit'] for run in runs},
   }
 
@@ -293,7 +303,10 @@ def paper_over_scratch(
 def _overall(name, cells):
   """Tables 1 and 2: percent over scratch in five columns, and their mean."""
   _, printed, rows = _OVERALL[name]
-  found = {domain: Found(domain, cells[domain]) for domain in grid.COLUMNS}
+  found = {
+    domain: common(domain, ('scratch', *rows), cells)[0]
+    for domain in grid.COLUMNS
+  }
   heads = ('ML(Dense)', 'ML(Sparse)', 'CIFAR10', 'CIFAR100', 'ImageNet')
   lines = [
     f'**Table {name}: percent over scratch, from the tables of each domain.** '

@@ -206,8 +206,8 @@ def main() -> None:
       text = render.table(name, cells)
       (args.results / f'table{name}.md').write_text(text)
       if name in grid.TABLES:
-        domain = grid.TABLES[name].domain
-        found = render.Found(domain, cells[domain])
+        shown = grid.TABLES[name]
+        found, _ = render.common(shown.domain, shown.rows, cells)
         if 'scratch' in found.rows:  # Else there is nothing to be better than.
           picture.draw(name, found, args.results / f'table{name}.png')
       if args.results.resolve() == _ROOT / 'results':  # Which README shows.

@@ -1,5 +1,7 @@
 """Tables are generated, never typed; the grid goes on where it stopped."""
 
+import collections
+import itertools
 import json
 import pathlib
 
@@ -74,12 +76,17 @@ def test_committed_tables_render_byte_for_byte():
 
 def test_committed_rows_ran_in_all_columns():
   for domain, cells in _committed().items():
-    ran = {(cell['row'], cell['column']) for cell in cells}
-    rows = {row for row, _ in ran}
-    assert len(ran) == len(cells) == len(rows) * len(grid.COLUMNS[domain])
-    if cells:
-      assert set(methods.METHODS) <= rows
-      assert min(len(cell['seeds']) for cell in cells) >= 3
+    ran = collections.Counter(
+      (cell['row'], cell['column'], seed)
+      for cell in cells
+      for seed in cell['seeds']
+    )
+    assert set(ran.values()) == {1}
+    rows = {row for row, _, _ in ran}
+    assert set(methods.METHODS) <= rows
+    for at in itertools.product(rows, grid.COLUMNS[domain]):
+      seeds = sorted(seed for *cell, seed in ran if tuple(cell) == at)
+      assert seeds == list(range(max(3, len(seeds))))
 
 
 def test_every_row_has_a_config_of_its_own():
@@ -344,6 +351,20 @@ def test_rows_of_different_seeds_are_compared_on_those_of_both():
   shown = _shown(text, 'td (k=1)')
   # -0.1 and -0.5; t = 1.5 at one degree: 1 - 2 atan(1.5) / pi = 0.374.
   assert shown[4] == '-0.3000 +- 0.2000 to scratch (0.37)'
+
+
+def test_a_table_is_of_the_seeds_that_all_its_rows_have():
+  text = _rendered(
+    '5',
+    movielens=[
+      _cell('Drama', 'scratch', (1.0, 3.0, 3.0)),
+      _cell('Drama', 'td', (0.9, 2.5, 99.0)),
+      _cell('Drama', 'td, k=2', (0.9, 1.5)),
+    ],
+  )
+  assert 'over 2 seeds' in text
+  assert _shown(text, 'td (k=1)')[1][:6] == '1.7000'
+  assert _shown(text, 'td (k=1)')[-1] == '20.0'  # Of 60 s of 3 seeds.
 
 
 def test_runs_of_other_settings_are_not_joined():
