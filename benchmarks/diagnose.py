@@ -49,8 +49,6 @@ _ALL = 'all three'
 _LD = 'logit (LD)'
 _TD_LD = 'all three and logit (TD + LD)'
 _SILENT = 'k = 0'  # A talk without L_interact.
-
-
 _TALKS = {
   'k = 1': {'k': 1},
   'k = 2, chained': {'k': 2},

@@ -203,22 +203,25 @@ class Found:
 
 def _joined(runs, seeds):
   """One cell of the runs of a row and column, each of some of its seeds."""
-  scores, seconds, recipe = {}, {}, ('method', 'k', 'steps', 'batch_size')
+  recipe = ('method', 'k', 'steps', 'batch_size')
   if len({tuple(run[key] for key in recipe) for run in runs}) > 1:
     raise errors.DataError(
       f'{runs[0]["row"]}, {runs[0]["column"]} has runs that differ in '
       f'{" or ".join(recipe)}; take those of old settings out of the results.'
     )
+  found = {}
   for run in runs:  # Of a seed that ran twice the last counts.
+    share = run['seconds'] / len(run['seeds'])
     for seed, score in zip(run['seeds'], run['test']['per_seed'], strict=True):
-      scores[seed], seconds[seed] = score, run['seconds'] / len(run['seeds'])
-  kept = sorted(scores)[:seeds]
+      found[seed] = score, share, run['commit']
+  kept = sorted(found)[:seeds]
+  scores, seconds, commits = zip(*(found[seed] for seed in kept), strict=True)
   return {
     **runs[-1],
     'seeds': kept,
-    'test': report.spread([scores[seed] for seed in kept]),
-    'seconds': sum(seconds[seed] for seed in kept),
-    'commits': {run['commit'] for run in runs},
+    'test': report.spread(scores),
+    'seconds': sum(seconds),
+    'commits': set(commits),
   }
 
 
