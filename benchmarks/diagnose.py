@@ -117,7 +117,7 @@ def _as_chosen():
   """With the weights of table 3, but for those that a part varies."""
   for genre in ('Drama', 'War'):
     yield Run('answers', genre, _SILENT, 0.0, 'td', {'k': 0})
-    for weight in (0.03, 0.3, 3.0):
+    for weight in (0.3, 3.0):
       for name, talk in _TALKS.items():
         changes = talk | {'distill.weights.interact': weight}
         yield Run('answers', genre, name, weight, 'td', changes)
