@@ -238,6 +238,7 @@ def test_results_of_ones_own(tmp_path, monkeypatch, capsys):
   """They come into a new folder, and not into README."""
   _recorded(monkeypatch)
   monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(tables, '_ROOT', tmp_path)
   readme = tmp_path / 'README.md'
   readme.write_text('<!-- table 6 -->\n<!-- end of table 6 -->\n')
   monkeypatch.setattr(
