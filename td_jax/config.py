@@ -122,9 +122,10 @@ def completed(stored: dict[str, Any]) -> dict[str, Any]:
 
   Each has the value at which nothing is done but what was done before.
   """
-  for learner in (stored, stored.get('teacher', {})):
-    if 'optim' in learner:
-      learner['optim'].setdefault('skip_above', 0.0)
+  for learner in (stored, stored.get('teacher')):
+    recipe = learner.get('optim') if isinstance(learner, dict) else None
+    if isinstance(recipe, dict):  # What is damaged is left to whoever reads on.
+      recipe.setdefault('skip_above', 0.0)
   return stored
 
 

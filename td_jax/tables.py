@@ -146,7 +146,7 @@ def _missing(cells, results, seeds):
     for row in ledger.read(results / f'{domain}.jsonl'):
       done[domain, row['row'], row['column']].update(row['seeds'])
   lacking = {cell: set(range(seeds)) - done[cell] for cell in cells}
-  return {cell: min(seeds) for cell, seeds in lacking.items() if seeds}
+  return {cell: min(left) for cell, left in lacking.items() if left}
 
 
 def teacher_of(
@@ -184,8 +184,8 @@ def main() -> None:
     for name in names:
       errors.choose('--table', name, render.NAMES)
     parts = _to_run(names, args.teacher)
+    known = {row for part in parts for row in grid.TABLES[part].rows}
     for row in args.row:
-      known = {row for part in parts for row in grid.TABLES[part].rows}
       errors.choose('--row', row, known)
     if not args.render:
       run(

@@ -245,3 +245,8 @@ def test_difference():
     'model.dropout: 0.1 -> 0.25',
     "seeds: 'absent' -> 2",
   ]
+
+
+@pytest.mark.parametrize('stored', [{'optim': 1}, {'teacher': 2}, {}])
+def test_a_damaged_config_is_completed_as_it_is(stored):
+  assert config_lib.completed(dict(stored)) == stored
