@@ -27,8 +27,6 @@ from absl import app
 from absl import flags
 import numpy as np
 
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
-
 _OUT = flags.DEFINE_string('out', '', 'JSON of the figures; "" prints only.')
 _IMAGES = flags.DEFINE_integer('images', 1024, 'JPEGs to make.')
 _SECONDS = flags.DEFINE_float('seconds', 5.0, 'Length of a measurement.')
@@ -99,8 +97,8 @@ def _rate(run, images, steps=None):
 
 def _streams(folder, cores):
   """What is decoded on so many cores: a row for each layout and size."""
+  from td_jax.data import host_pipeline
   from td_jax.data import records
-  from td_jax.data import stream
 
   sources = {
     layout: records.load(name, str(folder / layout)).records('train')
@@ -123,7 +121,7 @@ def _streams(folder, cores):
     ('array_record', 384, 'uint8'),
     ('tfrecord', 384, 'uint8'),
   ):
-    run = stream.training(
+    run = host_pipeline.training(
       sources[layout], seed=0, size=size, dtype=dtype, **options
     )
     what = f'training, {size} px, {dtype}'
@@ -131,7 +129,7 @@ def _streams(folder, cores):
     run.close()
     if layout == 'folder' and cores == 1:
       add('memory', f'{what}, bare', _rate(_bare(run, sources[layout]), 1))
-  run = stream.evaluation(sources['folder'], size=384, **options)
+  run = host_pipeline.evaluation(sources['folder'], size=384, **options)
   whole = len(sources['folder']) // _BATCH
   add('folder', 'evaluation, 384 px, uint8', _rate(run.batch, _BATCH, whole))
   return rows
@@ -223,7 +221,7 @@ def main(argv):
     ]
     augment = _measure('augment', folder, len(available))
 
-  from td_jax import report
+  from td_jax.run import report
 
   found = {
     'streams': streams,

@@ -24,24 +24,22 @@ from jax import numpy as jnp
 from matplotlib import figure
 import numpy as np
 
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
-
-from configs import movielens as movielens_config
-from td_jax import cka
 from td_jax import errors
-from td_jax import experiment
-from td_jax import ledger
-from td_jax import linen
 from td_jax import methods
-from td_jax import report
-from td_jax import tables
-from td_jax import teachers
-from td_jax import train
 from td_jax import types
-from td_jax.communication import channel
+from td_jax.configs import movielens as movielens_config
 from td_jax.data import feed as feed_lib
 from td_jax.data import movielens
+from td_jax.methods import channel
+from td_jax.models import layers
 from td_jax.models import split
+from td_jax.paper import cka
+from td_jax.paper import tables
+from td_jax.run import experiment
+from td_jax.run import report
+from td_jax.run import teachers
+from td_jax.run import train
+from td_jax.storage import results_log
 
 _FILE = 'diagnosis.jsonl'
 _TERMS = ('interact', 'message', 'state')
@@ -246,12 +244,12 @@ def look(config, task, params, *, model, teacher, examples=1000):
       widths=(h.states.low.shape[-1], h.states.high.shape[-1]),
       dropout=0.0,
     )
-    message_g = linen.call(encoder, talk['student_encoder'], g.states)
-    message_h = linen.call(encoder, talk['teacher_encoder'], h.states)
-    heard = linen.call(decoder, talk['teacher_decoder'], message_g)
+    message_g = layers.call(encoder, talk['student_encoder'], g.states)
+    message_h = layers.call(encoder, talk['teacher_encoder'], h.states)
+    heard = layers.call(decoder, talk['teacher_decoder'], message_g)
     high = h.interpret(heard.low, None)
     output = functools.partial(
-      linen.call, teacher.model, variables, method='output'
+      layers.call, teacher.model, variables, method='output'
     )
     alike = {
       'cka m_g, m_h': (message_g, message_h),
@@ -561,7 +559,7 @@ def main():
   try:
     if not args.render:
       _run([run for run in runs() if args.part in (None, run.part)], args)
-    rows = Rows(ledger.read(args.results / _FILE))
+    rows = Rows(results_log.read(args.results / _FILE))
     (args.results / 'diagnosis.md').write_text(
       f'{(args.results / "diagnosis_said.md").read_text()}\n{page(rows)}'
     )
@@ -579,15 +577,15 @@ def _run(wanted, args):
   teacher = str(args.workdir.resolve() / 'teacher/selection')
   for number, run in enumerate(wanted, start=1):
     name = '-'.join(map(str, run[:4])).replace(' ', '_').replace('/', '_')
-    with ledger.lock(locks / f'{name}.lock') as ours:
-      if not ours or run in Rows(ledger.read(file)):
+    with results_log.lock(locks / f'{name}.lock') as ours:
+      if not ours or run in Rows(results_log.read(file)):
         continue  # Another process is at it, or has been.
       began = time.monotonic()
       row = measure(run, teacher, seeds=args.seeds, steps=args.steps)
       row |= {k: getattr(run, k) for k in ('part', 'genre', 'name', 'x')}
       row['seconds'] = round(time.monotonic() - began, 1)
       row['commit'] = report.environment()['commit']
-      ledger.append(file, row)
+      results_log.append(file, row)
     print(
       f'{number} of {len(wanted)}: {run[:4]} '
       f'{row["validation"]["mean"]:.4f}, {row["seconds"]} s',

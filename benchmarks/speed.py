@@ -38,21 +38,19 @@ from absl import logging
 import jax
 import numpy as np
 
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
-
-from configs import movielens
-from configs import vit_cifar10
 from td_jax import data
 from td_jax import errors
-from td_jax import experiment
-from td_jax import flops
 from td_jax import models
-from td_jax import parallel
-from td_jax import preemption
-from td_jax import render
-from td_jax import report
-from td_jax import teachers
-from td_jax import train
+from td_jax.configs import movielens
+from td_jax.configs import vit_cifar10
+from td_jax.devices import parallel
+from td_jax.paper import markdown
+from td_jax.run import experiment
+from td_jax.run import preemption
+from td_jax.run import report
+from td_jax.run import teachers
+from td_jax.run import train
+from td_jax.tpu_cost import flops
 
 _OUT = flags.DEFINE_string('out', '', 'JSON, or a profile; "" prints only.')
 _PEER = flags.DEFINE_string('peer', '', 'torch_td.py.')
@@ -376,7 +374,7 @@ def table(rows):
 def _to_readme(out):
   """Puts the table of results/NAME.json between the marks of NAME."""
   rows = json.loads(out.read_text())['rows']
-  render.insert(out.parent.parent / 'README.md', out.stem, table(rows))
+  markdown.insert(out.parent.parent / 'README.md', out.stem, table(rows))
 
 
 def main(argv):

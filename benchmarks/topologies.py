@@ -10,15 +10,12 @@ at 224, in pieces. Nothing is loaded or run.
 import argparse
 import json
 import pathlib
-import sys
 
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
-
-from configs import vit_imagenet
-from td_jax import compile as compile_lib
-from td_jax import ledger
-from td_jax import planning
-from td_jax import report
+from td_jax.configs import vit_imagenet
+from td_jax.run import report
+from td_jax.storage import results_log
+from td_jax.tpu_cost import estimate
+from td_jax.tpu_cost import report as compile_lib
 
 
 def _paper():
@@ -110,14 +107,14 @@ def main():
     '--mfu', default=0.3, type=float, help='stated for the estimate of hours'
   )
   args = parser.parse_args()
-  rows = ledger.read(args.out)
+  rows = results_log.read(args.out)
   done = {(row['teacher'], row['topology']) for row in rows}
   for teacher, topology, batch in CASES:
     if (teacher, topology) in done:
       continue
     config = TEACHERS[teacher]()
     config.batch_size = batch
-    found = planning.cost(config, topology, mfu=args.mfu)
+    found = estimate.cost(config, topology, mfu=args.mfu)
     print(compile_lib.table(found), flush=True)
     row = json.loads(compile_lib.as_json(found))
     row |= {
@@ -127,7 +124,7 @@ def main():
       'commit': report.environment()['commit'],
     }
     rows.append(row)
-    ledger.append(args.out, row)
+    results_log.append(args.out, row)
   args.out.with_suffix('.md').write_text(render(rows))
 
 

@@ -1,6 +1,5 @@
 """python -m td_jax.main --config=configs/movielens.py --workdir=DIR"""
 
-import pathlib
 import re
 import sys
 import traceback
@@ -10,12 +9,9 @@ from absl import flags
 from absl import logging
 from ml_collections import config_flags
 
-from td_jax import distributed
 from td_jax import errors
-from td_jax import preemption
-
-# Configs import `configs.common`, wherever the command is given.
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+from td_jax.devices import distributed
+from td_jax.run import preemption
 
 _MODES = ('train', 'eval', 'compile', 'cka')
 _CONFIG = config_flags.DEFINE_config_file(
@@ -50,10 +46,10 @@ def main(argv: list[str]) -> None:
     errors.choose('--mode', _MODE.value, _MODES)
     distributed.initialize(_DISTRIBUTED.value)
     # These take seconds to import, and --help does not need them.
-    from td_jax import paths
-    from td_jax import report
-    from td_jax import train
-    from td_jax import workdir
+    from td_jax.run import report
+    from td_jax.run import train
+    from td_jax.run import workdir
+    from td_jax.storage import paths
 
     config = _CONFIG.value
     if _MODE.value == 'compile':
@@ -61,9 +57,9 @@ def main(argv: list[str]) -> None:
       return
     path = paths.as_path(_WORKDIR.value or workdir.default(config.name))
     if _MODE.value == 'cka':
-      from td_jax import compare
+      from td_jax.paper import figure3
 
-      compare.compare(config, path, log=_say)
+      figure3.compare(config, path, log=_say)
       return
     _, parallel = train.check(config)
     log = _say if parallel.is_main else lambda line: None
@@ -80,11 +76,11 @@ def main(argv: list[str]) -> None:
 
 def _compile(config):
   """The cost of a step, in a table; --workdir keeps it as JSON."""
-  from td_jax import compile as compile_lib
-  from td_jax import paths
-  from td_jax import planning
+  from td_jax.storage import paths
+  from td_jax.tpu_cost import estimate
+  from td_jax.tpu_cost import report as compile_lib
 
-  found = planning.cost(config, _TOPOLOGY.value, mfu=_MFU.value)
+  found = estimate.cost(config, _TOPOLOGY.value, mfu=_MFU.value)
   if _WORKDIR.value:
     path = paths.as_path(_WORKDIR.value)
     path.mkdir(parents=True, exist_ok=True)

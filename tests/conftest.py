@@ -32,10 +32,10 @@ import numpy as np
 import pytest
 import tiny_vision
 
-from configs import movielens as movielens_config
 from td_jax import main
-from td_jax import preemption
+from td_jax.configs import movielens as movielens_config
 from td_jax.data import sources
+from td_jax.run import preemption
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 

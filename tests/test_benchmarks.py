@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import speed
 from benchmarks import topologies
-from td_jax import ledger
+from td_jax.storage import results_log
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -38,7 +38,7 @@ def test_a_row_beside_its_peer():
 
 def test_compiled_topologies_are_of_their_rows():
   file = ROOT / 'results/compile_imagenet.jsonl'
-  rows = ledger.read(file)
+  rows = results_log.read(file)
   ran = {(r['teacher'], r['topology'], r['batch_size']) for r in rows}
   assert ran == set(topologies.CASES)
   assert topologies.render(rows) == file.with_suffix('.md').read_text()

@@ -9,8 +9,8 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from td_jax import cka
 from td_jax import errors
+from td_jax.paper import cka
 
 ESTIMATORS = {'biased': cka.biased_hsic, 'unbiased': cka.unbiased_hsic}
 EVERY = pytest.mark.parametrize('hsic', ESTIMATORS.values(), ids=ESTIMATORS)

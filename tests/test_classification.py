@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import tiny_vision
 
-from td_jax import config as config_lib
 from td_jax import errors
-from td_jax import experiment
-from td_jax import parallel as parallel_lib
-from td_jax import teachers
 from td_jax.data import classification
 from td_jax.data import feed as feed_lib
+from td_jax.devices import parallel as parallel_lib
 from td_jax.methods import base
 from td_jax.models import split
+from td_jax.run import config as config_lib
+from td_jax.run import experiment
+from td_jax.run import teachers
 
 TRAIN = tiny_vision.SIZES['train']
 

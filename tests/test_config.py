@@ -9,11 +9,11 @@ import conftest
 import ml_collections
 import pytest
 
-from configs import common
-from td_jax import config as config_lib
 from td_jax import errors
 from td_jax import methods
+from td_jax.configs import common
 from td_jax.data import movielens
+from td_jax.run import config as config_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GOLDEN = pathlib.Path(__file__).parent / 'golden'

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from benchmarks import diagnose
-from td_jax import experiment
-from td_jax import ledger
-from td_jax import parallel
-from td_jax import teachers
-from td_jax import train
 from td_jax.data import movielens
 from td_jax.data import sources
+from td_jax.devices import parallel
+from td_jax.run import experiment
+from td_jax.run import teachers
+from td_jax.run import train
+from td_jax.storage import results_log
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -168,7 +168,7 @@ def test_gaps_are_of_the_same_seeds():
 
 
 def test_the_committed_page_is_rendered_from_its_rows():
-  rows = diagnose.Rows(ledger.read(ROOT / 'results/diagnosis.jsonl'))
+  rows = diagnose.Rows(results_log.read(ROOT / 'results/diagnosis.jsonl'))
   assert all(run in rows for run in diagnose.runs())
   said = (ROOT / 'results/diagnosis_said.md').read_text()
   page = (ROOT / 'results/diagnosis.md').read_text()

@@ -13,10 +13,10 @@ import time
 import conftest
 import pytest
 
-from td_jax import distributed
 from td_jax import errors
-from td_jax.data import cache
 from td_jax.data import sources
+from td_jax.devices import distributed
+from td_jax.storage import array_cache
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ARGS = (
@@ -30,7 +30,7 @@ def environment(tmp_path_factory):
   root = tmp_path_factory.mktemp('data')
   small = conftest.small_ratings()
   ratings = small._replace(fingerprint=sources._fingerprint(small))
-  cache.save(sources._cache_path(root), ratings._asdict(), log=print)
+  array_cache.save(sources._cache_path(root), ratings._asdict(), log=print)
   return os.environ | {
     'PYTHONPATH': str(ROOT),
     'TFDS_DATA_DIR': str(root),

@@ -6,10 +6,10 @@ import pytest
 from safetensors import numpy as safetensors
 import tiny_vision
 
-from td_jax import experiment
-from td_jax import parallel as parallel_lib
-from td_jax import teachers
 from td_jax.data import classification
+from td_jax.devices import parallel as parallel_lib
+from td_jax.run import experiment
+from td_jax.run import teachers
 
 TEACHER_DEPTH = 3
 

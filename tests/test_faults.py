@@ -14,22 +14,22 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from td_jax import checkpoint
-from td_jax import config as config_lib
 from td_jax import data
 from td_jax import errors
-from td_jax import evaluate
-from td_jax import experiment
-from td_jax import losses
-from td_jax import metrics
-from td_jax import parallel as parallel_lib
-from td_jax import saved
-from td_jax import train
-from td_jax import workdir
 from td_jax.data import feed
 from td_jax.data import movielens
-from td_jax.data import order
+from td_jax.data import shuffle
 from td_jax.data import sources
+from td_jax.devices import parallel as parallel_lib
+from td_jax.methods import losses
+from td_jax.run import config as config_lib
+from td_jax.run import experiment
+from td_jax.run import saved
+from td_jax.run import train
+from td_jax.run import workdir
+from td_jax.storage import checkpoint
+from td_jax.training import evaluate
+from td_jax.training import metrics
 
 # ... where it cannot read or write a file.
 _orbax_leaves_coroutines = pytest.mark.filterwarnings(
@@ -514,7 +514,7 @@ def test_nan_label(tmp_path, trained, monkeypatch):
   # A row that seed 1 meets first in the update from step 6 to 7.
   task = movielens.load(config)
   ids = [
-    order.batches(
+    shuffle.batches(
       seed=seed,
       examples=int(np.count_nonzero(task.train.mask)),
       batch_size=config.batch_size,

@@ -8,7 +8,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from td_jax import flops
+from td_jax.tpu_cost import flops
 
 P = jax.sharding.PartitionSpec
 

@@ -15,11 +15,11 @@ import pytest
 import tiny_vision
 
 from td_jax import data
-from td_jax import experiment
-from td_jax import hlo
-from td_jax import linen
-from td_jax import parallel as parallel_lib
-from td_jax import sharding
+from td_jax.devices import parallel as parallel_lib
+from td_jax.devices import sharding
+from td_jax.models import layers
+from td_jax.run import experiment
+from td_jax.tpu_cost import hlo
 
 # ml_collections loads configs by a function that Python has deprecated.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
@@ -90,7 +90,7 @@ def test_no_examples_are_gathered(in_pieces):
 def test_left_to_itself_xla_gathers_examples(monkeypatch):
   """Else the test above would prove nothing."""
   monkeypatch.setattr(
-    linen, 'gathering', lambda gather: contextlib.nullcontext()
+    layers, 'gathering', lambda gather: contextlib.nullcontext()
   )
   compiled, _ = _compiled(fsdp=FSDP, scan=True)
   sizes = _sizes(compiled.as_text())
@@ -139,7 +139,7 @@ def test_each_device_has_a_piece(in_pieces):
 
 def test_a_gradient_is_what_it_was():
   one = jnp.float32(1)
-  with linen.gathering(lambda param: 2 * param):
-    value, grad = jax.value_and_grad(lambda p: 3 * linen.whole(p))(one)
+  with layers.gathering(lambda param: 2 * param):
+    value, grad = jax.value_and_grad(lambda p: 3 * layers.whole(p))(one)
   assert (value, grad) == (6, 3)  # It does not know what `gathering` did.
-  assert linen.whole(one) is one
+  assert layers.whole(one) is one

@@ -9,7 +9,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from td_jax import hlo
+from td_jax.tpu_cost import hlo
 
 P = jax.sharding.PartitionSpec
 ROWS_APART = P('data')

@@ -13,9 +13,9 @@ import pytest
 import tiny_images
 
 from td_jax import errors
+from td_jax.data import host_pipeline
 from td_jax.data import images
 from td_jax.data import records
-from td_jax.data import stream
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 KINDS = ('image_folder', 'array_record', 'tfrecord')
@@ -244,7 +244,9 @@ def test_images_without_labels_are_refused(tmp_path):
     _load(('tiny', str(tmp_path)))
   assert 'choose another split' in str(e.value)
   source = records.load('tiny', str(tmp_path)).records('train')
-  run = stream.evaluation(source, batch_size=4, size=8, skip_corrupt=True)
+  run = host_pipeline.evaluation(
+    source, batch_size=4, size=8, skip_corrupt=True
+  )
   with pytest.raises(errors.DataError, match=r'record 0 .*has no label'):
     run.batch(0)
 

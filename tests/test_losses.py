@@ -10,8 +10,8 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from td_jax import losses
 from td_jax import types
+from td_jax.methods import losses
 
 _near = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
 _settings = hypothesis.settings(

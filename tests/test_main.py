@@ -15,10 +15,10 @@ import conftest
 import numpy as np
 import pytest
 
-from td_jax import report
-from td_jax import workdir
-from td_jax.data import cache
 from td_jax.data import sources
+from td_jax.run import report
+from td_jax.run import workdir
+from td_jax.storage import array_cache
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -29,7 +29,7 @@ def data_dir(tmp_path_factory):
   root = tmp_path_factory.mktemp('data')
   small = conftest.small_ratings()
   ratings = small._replace(fingerprint=sources._fingerprint(small))
-  cache.save(sources._cache_path(root), ratings._asdict(), log=print)
+  array_cache.save(sources._cache_path(root), ratings._asdict(), log=print)
   return root
 
 

@@ -16,17 +16,17 @@ import numpy as np
 import optax
 import pytest
 
-from configs import movielens as movielens_config
 from td_jax import methods
-from td_jax import optim
-from td_jax import parallel as parallel_lib
-from td_jax import program
-from td_jax import step as step_lib
 from td_jax import types
+from td_jax.configs import movielens as movielens_config
 from td_jax.data import feed
-from td_jax.data import order
+from td_jax.data import shuffle
+from td_jax.devices import parallel as parallel_lib
 from td_jax.models import mlp
 from td_jax.models import split
+from td_jax.training import optim
+from td_jax.training import scan
+from td_jax.training import step as step_lib
 
 N, B = 48, 8
 SEEDS = 2
@@ -167,7 +167,7 @@ def _make(name, **changes):
   parallel = parallel_lib.Parallel('single', 1, batch_size=B)
   run = parallel.compile(
     functools.partial(
-      program.train,
+      scan.train,
       step=functools.partial(step_lib.train_step, **parts),
       pick=feed.take,
     ),
@@ -227,7 +227,7 @@ def _state(parts):
 
 def _ids(start=0, stop=1):
   """[steps, seeds, b]"""
-  read = functools.partial(order.batches, examples=N, batch_size=B)
+  read = functools.partial(shuffle.batches, examples=N, batch_size=B)
   rows = [read(seed=seed, start=start, stop=stop) for seed in range(SEEDS)]
   return np.stack(rows, axis=1)
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from td_jax import errors
-from td_jax import optim
+from td_jax.training import optim
 
 _PARAMS = {
   'student': {'kernel': [[2.0, -4.0]], 'bias': [2.0]},

@@ -10,10 +10,10 @@ import re
 
 import pytest
 
-from td_jax import paper
-from td_jax import paper_check
-from td_jax import rounding
 from td_jax.data import movielens
+from td_jax.paper import check
+from td_jax.paper import intervals
+from td_jax.paper import numbers
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHARED = pathlib.Path(os.environ.get('TD_JAX_SHARED', ROOT.parent / 'shared'))
@@ -72,10 +72,10 @@ def test_every_number_is_the_papers():
   printed = _parse(file.read_text())
   assert sorted(printed) == list(range(1, 10))
   for number, rows in printed.items():
-    ours = getattr(paper, f'TABLE{number}')
+    ours = getattr(numbers, f'TABLE{number}')
     assert list(ours) == list(rows), f'table {number}'
     for name, cells in rows.items():
-      if isinstance(ours[name], paper.Scores):
+      if isinstance(ours[name], numbers.Scores):
         mean, error = zip(*(cell.split('±') for cell in cells), strict=True)
         assert ours[name].mean == tuple(map(float, mean)), (number, name)
         assert ours[name].error == tuple(map(float, error)), (number, name)
@@ -86,15 +86,15 @@ def test_every_number_is_the_papers():
 
 def test_tables_have_all_columns_and_cannot_be_changed():
   for number in (3, 5, 7, 8):
-    for row in getattr(paper, f'TABLE{number}').values():
+    for row in getattr(numbers, f'TABLE{number}').values():
       assert len(row.mean) == len(row.error) == len(movielens.GENRES)
   with pytest.raises(TypeError):
-    paper.TABLE3['td'] = paper.TABLE3['scratch']
+    numbers.TABLE3['td'] = numbers.TABLE3['scratch']
 
 
 def test_committed_report_is_made_byte_for_byte():
   text = (ROOT / 'results/paper_check.md').read_text()
-  assert text == paper_check.report()
+  assert text == check.report()
 
 
 @pytest.mark.parametrize(
@@ -108,18 +108,18 @@ def test_committed_report_is_made_byte_for_byte():
 )
 def test_agrees_as_far_as_digits_are_known(value, printed, said):
   value, lost = Fraction(value), Fraction('0.001')
-  found = rounding.Range(value - lost, value, value + lost)
-  assert rounding.agrees(found, Fraction(printed), digits=2) == said
+  found = intervals.Range(value - lost, value, value + lost)
+  assert intervals.agrees(found, Fraction(printed), digits=2) == said
 
 
 def test_improvement_and_its_range():
   # RMSE 1.0 to 0.9 is 10% better. At worst 0.95 of 0.95, at best 0.85 of 1.05.
-  found = rounding.improvement(
-    Fraction('0.9'), Fraction(1), digits=1, better=rounding.LOWER
+  found = intervals.improvement(
+    Fraction('0.9'), Fraction(1), digits=1, better=intervals.LOWER
   )
   assert found == (0, 10, Fraction(100 * 20, 105))
-  found = rounding.improvement(
-    Fraction('0.9'), Fraction(1), digits=1, better=rounding.HIGHER
+  found = intervals.improvement(
+    Fraction('0.9'), Fraction(1), digits=1, better=intervals.HIGHER
   )
   assert found.value == -10
 
@@ -133,12 +133,12 @@ def test_improvement_and_its_range():
   ],
 )
 def test_show_rounds_and_cut_does_not(number, digits, shown, cut):
-  assert rounding.show(number, digits, '+') == shown
-  assert rounding.cut(number, digits) == cut
+  assert intervals.show(number, digits, '+') == shown
+  assert intervals.cut(number, digits) == cut
 
 
 def test_average_of_td():
-  rows = {row[0]: row for row in _cells(paper_check.averages())}
+  rows = {row[0]: row for row in _cells(check.averages())}
   # 1.34 + 3.39 + 0.45 + 2.41 + 2.56 = 10.15.
   assert rows['td'][2:] == ['10.15', '2.5375', '2.030', '2.54', 'yes', 'no']
   # 0.93 + 2.91 + 0.23 + 1.94 + 0.02 = 6.03; a quarter of it is 1.5075.
@@ -148,10 +148,10 @@ def test_average_of_td():
 
 def test_improvements_by_genre():
   # (1.0937 - 1.0485) / 1.0937 = 0.0452 / 1.0937 = 4.13276%.
-  value = paper_check.genre_improvement('td', 8).value
-  assert rounding.show(value, 4) == '4.1328'
+  value = check.genre_improvement('td', 8).value
+  assert intervals.show(value, 4) == '4.1328'
   # (1.0102 - 1.0083) / 1.0102 = 0.188%, and 0.16 is printed.
-  rows = {row[0]: row for row in _cells(paper_check.dense())}
+  rows = {row[0]: row for row in _cells(check.dense())}
   assert rows['ld'][1:3] == ['+0.16', '+0.188']
   # FD in Genre 7: (1.0038 - 1.0024) / 1.0038 = 0.139%.
   assert rows['fd'][8] == '+0.139'
@@ -160,24 +160,24 @@ def test_improvements_by_genre():
 def test_two_genres_by_either_way():
   # LD: 0.18808 and 3.06300, their mean 1.62554. Means of RMSE 1.05195 and
   # 1.03425, of which 0.0177 / 1.05195 = 1.68259%.
-  ways = paper_check.mean_of_improvements, paper_check.improvement_of_mean
-  shown = [rounding.show(way('ld', (1, 8)).value, 4) for way in ways]
+  ways = check.mean_of_improvements, check.improvement_of_mean
+  shown = [intervals.show(way('ld', (1, 8)).value, 4) for way in ways]
   assert shown == ['1.6255', '1.6826']
 
 
 def test_sets_of_genres_are_all_tried():
-  four = paper_check.fits(['ld'], [4])
+  four = check.fits(['ld'], [4])
   assert len(four) == 2 * 70
-  assert len(paper_check.fits(['ld'], range(1, 9))) == 2 * 255
+  assert len(check.fits(['ld'], range(1, 9))) == 2 * 255
   assert four[0].gap == min(fit.gap for fit in four)
 
 
 def test_a_set_that_explains_the_column_is_found(monkeypatch):
   # LD's mean over Genres 1, 3, 7, 8 is (0.1881 - 0.4358 - 0.4981 + 3.0630) / 4
   # = 0.5793, whose printed form is 0.58.
-  row = paper.TABLE1['ld']._replace(sparse=0.58)
-  monkeypatch.setitem(paper_check._IMPROVEMENTS, 'ld', row)
-  best = paper_check.fits(['ld'], [4])[0]
+  row = numbers.TABLE1['ld']._replace(sparse=0.58)
+  monkeypatch.setitem(check._IMPROVEMENTS, 'ld', row)
+  best = check.fits(['ld'], [4])[0]
   assert best.genres == (1, 3, 7, 8)
   assert (best.way, best.matches) == ('mean of improvements', 1)
 
@@ -185,8 +185,8 @@ def test_a_set_that_explains_the_column_is_found(monkeypatch):
 def test_more_than_any_four_genres_give():
   # Five of LD's genres are worse than scratch: its best four are the others
   # and Genre 3. Their mean RMSE: 4.1632 to 4.1374, 0.0258 / 4.1632 = 0.6197%.
-  limit, genres = paper_check.most('ld', 4)
-  assert (rounding.show(limit, 3), genres) == ('0.620', (1, 3, 7, 8))
+  limit, genres = check.most('ld', 4)
+  assert (intervals.show(limit, 3), genres) == ('0.620', (1, 3, 7, 8))
 
 
 @pytest.mark.parametrize(
@@ -201,13 +201,13 @@ def test_more_than_any_four_genres_give():
   ],
 )
 def test_improvements_on_images(dataset, name, cells):
-  rows = {tuple(row[:2]): row for row in _cells(paper_check.images())}
+  rows = {tuple(row[:2]): row for row in _cells(check.images())}
   row = rows[dataset, name]
   assert [row[2], row[3], row[5]] == cells
 
 
 def test_rows_with_which_td_coincides():
-  rows = {row[0]: row for row in _cells(paper_check.ablations())}
+  rows = {row[0]: row for row in _cells(check.ablations())}
   assert rows['Genre 3'][2] == 'no_interaction*, no_noise*, separately*'
   # The mean alone: 0.0003 is the error without L_MC, 0.0002 TD's.
   assert rows['Genre 2'][2] == '1_iteration*, no_message, together*'
@@ -217,26 +217,26 @@ def test_rows_with_which_td_coincides():
 
 def test_accuracies_as_counts():
   # 9113 / 9728 = 0.936780..., 9367.8 of 10000; 7273 / 9728 = 0.747635...
-  assert rounding.count(0.93678, 9728, digits=5) == 9113
-  assert rounding.count(0.93678, 10000, digits=5) is None
-  assert rounding.count(0.74764, 9728, digits=5) == 7273
-  rows = {row[0]: row for row in _cells(paper_check.denominators())}
+  assert intervals.count(0.93678, 9728, digits=5) == 9113
+  assert intervals.count(0.93678, 10000, digits=5) is None
+  assert intervals.count(0.74764, 9728, digits=5) == 7273
+  rows = {row[0]: row for row in _cells(check.denominators())}
   assert rows['0.94100'] == ['0.94100', '9154', '9410']
   assert rows['256'][1:] == ['9984', '2 of 17', '49920', '3 of 9']
   assert rows['512'][1:] == ['9728', '17 of 17', '49664', '9 of 9']
 
 
 def test_genres_in_which_td_is_better():
-  td = paper.TABLE3['td']
+  td = numbers.TABLE3['td']
   others = ['ld', 'fd', 'fitnet', 'hybrid']
-  assert paper_check.better_than(td, others) == [1, 2, 3, 5, 6, 7, 8]
-  assert paper_check.better_than(td, ['scratch']) == [1, 3, 6, 7, 8]
-  assert paper_check.better_than(td, ['teacher']) == [1, 3, 6, 7, 8]
-  assert not paper_check.better_than(td, ['td'])  # As good is not better.
+  assert check.better_than(td, others) == [1, 2, 3, 5, 6, 7, 8]
+  assert check.better_than(td, ['scratch']) == [1, 3, 6, 7, 8]
+  assert check.better_than(td, ['teacher']) == [1, 3, 6, 7, 8]
+  assert not check.better_than(td, ['td'])  # As good is not better.
 
 
 def test_claims_are_counted():
-  rows = {row[1]: row for row in _cells(paper_check.claims()) if len(row) == 4}
+  rows = {row[1]: row for row in _cells(check.claims()) if len(row) == 4}
   # Table 5: k > 1 loses Genre 2 to k = 1, Genres 3 and 7 to no interaction.
   assert rows['the same, table 5'][2:] == ['5 of 8', 'no']
   assert rows['TD beats the baselines in 7 genres'][2:] == ['7 of 8', 'yes']

@@ -10,15 +10,15 @@ import pytest
 
 from td_jax import data
 from td_jax import errors
-from td_jax import evaluate
 from td_jax import methods
-from td_jax import metrics
-from td_jax import parallel as parallel_lib
-from td_jax import program
-from td_jax import saved
-from td_jax import train
 from td_jax.data import feed
+from td_jax.devices import parallel as parallel_lib
 from td_jax.methods import base
+from td_jax.run import saved
+from td_jax.run import train
+from td_jax.training import evaluate
+from td_jax.training import metrics
+from td_jax.training import scan
 
 # A program takes seconds to compile: two devices for one method only.
 CASES = [
@@ -191,7 +191,7 @@ def test_dispatches(monkeypatch, kind, devices):
   """Replicated, donated, and compiled once."""
   traces = []
   compiled = []
-  inner = program.train
+  inner = scan.train
 
   def counted(*args, **kwargs):
     traces.append(1)
@@ -201,7 +201,7 @@ def test_dispatches(monkeypatch, kind, devices):
     if event.endswith('backend_compile_duration'):
       compiled.append(kwargs)
 
-  monkeypatch.setattr(program, 'train', counted)
+  monkeypatch.setattr(scan, 'train', counted)
   run, fixed, state, ids, _ = train.prepare(_config('scratch', kind, devices))
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from td_jax import errors
-from td_jax import probe
+from td_jax.models import probe
 
 
 def _task(n=60, seed=0, noise=1.0):

@@ -14,18 +14,18 @@ import numpy as np
 import optax
 import pytest
 
-from td_jax import losses
-from td_jax import step
 from td_jax import types
-from td_jax.communication import channel
 from td_jax.methods import base
+from td_jax.methods import channel
 from td_jax.methods import feature
 from td_jax.methods import hint
 from td_jax.methods import logit
+from td_jax.methods import losses
 from td_jax.methods import talking
 from td_jax.methods import task
 from td_jax.models import mlp
 from td_jax.models import split
+from td_jax.training import step
 
 B = 6
 _SIZES = {'users': 7, 'movies': 6, 'words': 5, 'id_width': 3, 'bag_width': 2}

@@ -14,12 +14,12 @@ import conftest
 import numpy as np
 import pytest
 
-from td_jax import checkpoint
 from td_jax import errors
-from td_jax import train
-from td_jax import workdir
 from td_jax.data import movielens
 from td_jax.data import sources
+from td_jax.run import train
+from td_jax.run import workdir
+from td_jax.storage import checkpoint
 
 # Few enough for an epoch to end within the run.
 ROWS = 200

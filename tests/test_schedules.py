@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from td_jax import errors
-from td_jax import schedules
+from td_jax.methods import schedules
 
 
 def _at(schedule, steps):

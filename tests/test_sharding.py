@@ -5,7 +5,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from td_jax import sharding
+from td_jax.devices import sharding
 
 P = jax.sharding.PartitionSpec
 

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from td_jax import errors
-from td_jax.data import cache as cache_lib
 from td_jax.data import sources
 from td_jax.data import tfds
+from td_jax.storage import array_cache as cache_lib
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 LINKS = ('_from_prepared', '_from_download', '_from_wheel')

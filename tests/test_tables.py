@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 
 from td_jax import errors
-from td_jax import grid
-from td_jax import ledger
 from td_jax import methods
-from td_jax import paper
-from td_jax import picture
-from td_jax import render
-from td_jax import tables
-from td_jax import train
+from td_jax.paper import markdown
+from td_jax.paper import numbers
+from td_jax.paper import plot
+from td_jax.paper import table_specs
+from td_jax.paper import tables
+from td_jax.run import train
+from td_jax.storage import results_log
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 def _committed():
   return {
-    domain: ledger.read(ROOT / f'results/{domain}.jsonl')
-    for domain in grid.COLUMNS
+    domain: results_log.read(ROOT / f'results/{domain}.jsonl')
+    for domain in table_specs.COLUMNS
   }
 
 
@@ -54,7 +54,7 @@ def _cell(column, row, scores=(1.0, 1.0), *, metric='rmse', first=0):
 
 
 def _rendered(name, *, movielens=(), images=()):
-  return render.table(name, {'movielens': movielens, 'images': images})
+  return markdown.table(name, {'movielens': movielens, 'images': images})
 
 
 def _shown(text, row):
@@ -68,7 +68,7 @@ def test_committed_tables_render_byte_for_byte():
   found = sorted((ROOT / 'results').glob('table*.md'))
   assert ROOT / 'results/table3.md' in found
   for file in found:
-    text = render.table(file.stem.removeprefix('table'), cells)
+    text = markdown.table(file.stem.removeprefix('table'), cells)
     assert text == file.read_text()
     if file.stem in ('table3', 'table4'):
       assert text.strip() in readme
@@ -84,29 +84,29 @@ def test_committed_rows_ran_in_all_columns():
     assert set(ran.values()) == {1}
     rows = {row for row, _, _ in ran}
     assert set(methods.METHODS) <= rows
-    for at in itertools.product(rows, grid.COLUMNS[domain]):
+    for at in itertools.product(rows, table_specs.COLUMNS[domain]):
       seeds = sorted(seed for *cell, seed in ran if tuple(cell) == at)
       assert seeds == list(range(max(3, len(seeds))))
 
 
 def test_every_row_has_a_config_of_its_own():
   seen = {}
-  for table in grid.TABLES.values():
+  for table in table_specs.TABLES.values():
     for row in table.rows:
-      for column in grid.COLUMNS[table.domain][:1]:
-        config = grid.config(
+      for column in table_specs.COLUMNS[table.domain][:1]:
+        config = table_specs.config(
           table.domain, row, column, seeds=range(2, 5), teacher='t', kept=''
         )
         assert (config.seed, config.seeds) == (2, 3)
         assert config.teacher.checkpoint == 't'
         text = config.to_json()
         assert seen.setdefault((table.domain, text), row) == row
-  assert {'td, separately', grid.LONGER} <= set(seen.values())
+  assert {'td, separately', table_specs.LONGER} <= set(seen.values())
 
 
-@pytest.mark.parametrize('name', grid.TABLES)
+@pytest.mark.parametrize('name', table_specs.TABLES)
 def test_the_paper_has_the_rows_that_are_named(name):
-  table = grid.TABLES[name]
+  table = table_specs.TABLES[name]
   assert set(filter(None, table.rows.values())) <= set(table.printed)
 
 
@@ -143,7 +143,7 @@ def test_an_ablation_is_compared_with_td_too():
 
 
 def test_a_gain_and_its_error_are_paired_seed_by_seed():
-  found = render.Found(
+  found = markdown.Found(
     'movielens',
     [
       _cell('Drama', 'scratch', (1.0, 3.0)),  # Mean 2.
@@ -159,11 +159,11 @@ def test_a_gain_and_its_error_are_paired_seed_by_seed():
 
 def test_a_picture_of_a_table(tmp_path):
   image = pytest.importorskip('matplotlib.image')
-  found = render.Found('movielens', _committed()['movielens'])
+  found = markdown.Found('movielens', _committed()['movielens'])
   file = tmp_path / 'table3.png'
-  picture.draw('3', found, file)
+  plot.draw('3', found, file)
   pixels = image.imread(file)[..., :3]
-  rows = set(grid.TABLES['3'].rows) & set(found.rows) - {'scratch'}
+  rows = set(table_specs.TABLES['3'].rows) & set(found.rows) - {'scratch'}
   blue = (
     np.abs(pixels - [0x1F / 255, 0x77 / 255, 0xB4 / 255]).max(axis=2) < 0.01
   )
@@ -214,7 +214,7 @@ def test_seeds_of_several_runs_are_joined():
 def test_overall_is_of_the_five_columns_that_are_there():
   movielens = [
     _cell(genre, row, (score, score))
-    for genre in grid.COLUMNS['movielens']
+    for genre in table_specs.COLUMNS['movielens']
     for row, score in (
       ('scratch', 1.0),
       ('td', 0.9 if genre == 'Drama' else 0.8),
@@ -222,7 +222,7 @@ def test_overall_is_of_the_five_columns_that_are_there():
   ]
   images = [
     _cell(column, row, (score, score), metric='accuracy')
-    for column in grid.COLUMNS['images']
+    for column in table_specs.COLUMNS['images']
     for row, score in (('scratch', 0.5), ('td', 0.6))
   ]
   text = _rendered('1', movielens=movielens, images=images)
@@ -231,7 +231,7 @@ def test_overall_is_of_the_five_columns_that_are_there():
   assert shown[1:7] == ['+10.00', '+20.00', '+20.00', '+20.00', '', '+17.50']
   # (1.34 + 3.39 + 0.45 + 2.41 + 2.56) / 5.
   assert shown[-1] == '+2.03'
-  assert paper.TABLE1['td'].average == 2.54
+  assert numbers.TABLE1['td'].average == 2.54
 
 
 def test_results_of_ones_own(tmp_path, monkeypatch, capsys):
@@ -254,7 +254,7 @@ def test_results_of_ones_own(tmp_path, monkeypatch, capsys):
   )
   tables.main()
   assert '| td (k=1) |' in capsys.readouterr().out
-  assert len(ledger.read(tmp_path / 'new/own/images.jsonl')) == 2
+  assert len(results_log.read(tmp_path / 'new/own/images.jsonl')) == 2
   assert '| td' in (tmp_path / 'new/own/table6.md').read_text()
   assert '| td' not in readme.read_text()
 
@@ -270,7 +270,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(
   assert e.value.code == 74
   assert 'file/own cannot be made' in capsys.readouterr().err
   with pytest.raises(errors.IOFailedError, match='could not write'):
-    ledger.append(tmp_path, {})
+    results_log.append(tmp_path, {})
 
 
 def test_nothing_to_show_is_an_error():
@@ -317,7 +317,7 @@ def test_grid_goes_on_where_it_stopped(tmp_path, monkeypatch):
   _grid(tmp_path, ['3'])
   names = [(config.data.genre, config.method, config.steps) for config in ran]
   assert names[2] == names[3]  # The interrupted cell, once more.
-  assert len(names) - 1 == 8 * len(grid.TABLES['3'].rows)
+  assert len(names) - 1 == 8 * len(table_specs.TABLES['3'].rows)
   done = len(ran)
   _grid(tmp_path, ['3'])
   assert len(ran) == done
@@ -345,7 +345,7 @@ def test_rows_of_different_seeds_are_compared_on_those_of_both():
     _cell('Drama', 'scratch', (1.0, 3.0)),
     _cell('Drama', 'td', (0.9, 2.5, 99.0)),
   ]
-  found = render.Found('movielens', cells)
+  found = markdown.Found('movielens', cells)
   assert list(found.over_scratch('td')) == pytest.approx([15.0])
   assert found.error_over_scratch('td') == pytest.approx(10.0)  # 5% and 25%.
   text = _rendered('3', movielens=cells)
@@ -375,7 +375,7 @@ def test_runs_of_other_settings_are_not_joined():
 
 
 def test_a_row_whose_columns_have_different_seeds():
-  found = render.Found(
+  found = markdown.Found(
     'movielens',
     [
       _cell('Drama', 'td', (1.0, 2.0, 9.0)),
@@ -388,14 +388,14 @@ def test_a_row_whose_columns_have_different_seeds():
 def test_two_processes_share_the_cells(tmp_path, monkeypatch):
   ran = _recorded(monkeypatch)
   theirs = 'cifar10-td'
-  with ledger.lock(tmp_path / f'{theirs}.lock') as held:
+  with results_log.lock(tmp_path / f'{theirs}.lock') as held:
     assert held
     _grid(tmp_path, ['6'])
   assert len(ran) == 5
   # It died and had written nothing: whoever comes next runs that cell.
   _grid(tmp_path, ['6'])
   assert len(ran) == 6
-  assert len(ledger.read(tmp_path / 'images.jsonl')) == 6
+  assert len(results_log.read(tmp_path / 'images.jsonl')) == 6
 
 
 def test_what_another_process_has_finished_meanwhile(tmp_path, monkeypatch):
@@ -406,8 +406,8 @@ def test_what_another_process_has_finished_meanwhile(tmp_path, monkeypatch):
     # While one is run here, another process runs all others.
     others = [
       _cell(column, row)
-      for row in grid.TABLES['6'].rows
-      for column in grid.COLUMNS['images']
+      for row in table_specs.TABLES['6'].rows
+      for column in table_specs.COLUMNS['images']
       if (row, column) != ('td, k=0', 'cifar10')
     ]
     lines = ''.join(json.dumps(cell) + '\n' for cell in others)
@@ -417,7 +417,7 @@ def test_what_another_process_has_finished_meanwhile(tmp_path, monkeypatch):
   monkeypatch.setattr(train, 'run', run)
   _grid(tmp_path, ['6'])
   assert len(ran) == 1
-  assert len(ledger.read(tmp_path / 'images.jsonl')) == 6
+  assert len(results_log.read(tmp_path / 'images.jsonl')) == 6
 
 
 def test_grid_trains_the_teacher_of_ratings_first(tmp_path, monkeypatch):
@@ -432,7 +432,7 @@ def test_images_learn_from_the_weights_that_are_named(tmp_path, monkeypatch):
   ran = _recorded(monkeypatch)
   _grid(tmp_path, ['6'])
   assert {config.teacher.checkpoint for config in ran} == {'weights'}
-  cells = ledger.read(tmp_path / 'images.jsonl')
+  cells = results_log.read(tmp_path / 'images.jsonl')
   assert [json.dumps(cell['seeds']) for cell in cells] == ['[0, 1]'] * 6
 
 

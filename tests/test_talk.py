@@ -16,11 +16,11 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from td_jax import losses
 from td_jax import types
-from td_jax.communication import channel
-from td_jax.communication import talk
 from td_jax.methods import base
+from td_jax.methods import channel
+from td_jax.methods import losses
+from td_jax.methods import talk
 from td_jax.methods import talking
 from td_jax.models import split
 

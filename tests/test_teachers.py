@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import tiny_vision
 
-from td_jax import config as config_lib
 from td_jax import errors
-from td_jax import saved
-from td_jax import teachers
-from td_jax import train
 from td_jax.data import classification
+from td_jax.run import config as config_lib
+from td_jax.run import saved
+from td_jax.run import teachers
+from td_jax.run import train
 
 GREY = (127.5, 127.5, 127.5)
 

@@ -10,7 +10,7 @@ from jax.experimental.pallas import tpu as pltpu
 import pytest
 
 from td_jax import errors
-from td_jax import topology
+from td_jax.tpu_cost import topology
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -130,7 +130,7 @@ def test_a_device_a_chip_at_once_and_quietly():
     import time
     import jax
     from td_jax import errors
-    from td_jax import topology
+    from td_jax.tpu_cost import topology
     began = time.monotonic()
     for chip in topology.CHIPS.values():
       for shape in chip.shapes:

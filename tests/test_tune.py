@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from td_jax import errors
-from td_jax import grid
-from td_jax import ledger
-from td_jax import tables
-from td_jax import train
-from td_jax import tune
 from td_jax.data import sources
+from td_jax.paper import table_specs
+from td_jax.paper import tables
+from td_jax.paper import tune
+from td_jax.run import train
+from td_jax.storage import results_log
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -39,7 +39,7 @@ def test_every_method_has_as_many_trials(domain):
     assert len({str(trial) for trial in found}) == 3
     for trial in found:
       assert all(value in space[name] for name, value in trial.items())
-  assert set(grid.BASELINES) - {'scratch'} <= set(tune.SPACES[domain])
+  assert set(table_specs.BASELINES) - {'scratch'} <= set(tune.SPACES[domain])
 
 
 def test_a_small_space_is_tried_whole():
@@ -77,7 +77,7 @@ def test_trials_run_once_and_on_validation(tmp_path, ran):
   assert len(ran) == 4
   _tune(tmp_path, ['ld'], count=3)
   assert len(ran) == 6
-  rows = ledger.read(tmp_path / 'search.jsonl')
+  rows = results_log.read(tmp_path / 'search.jsonl')
   (settings, score, count) = tune.best(rows)['ld']
   tried = tune.trials(tune.SPACES['movielens']['ld'], 3)
   lowest = min(trial['distill.weights.logit'] for trial in tried)
@@ -89,7 +89,7 @@ def test_what_another_process_does_is_left_to_it(tmp_path, ran):
   (tmp_path / 'tune').mkdir()
   settings = tune.trials(tune.SPACES['movielens']['ld'], 1)[0]
   name = tune._name('ld', 'Drama', settings)
-  with ledger.lock(tmp_path / 'tune' / name):
+  with results_log.lock(tmp_path / 'tune' / name):
     _tune(tmp_path, ['ld'], count=1)
   assert [config.data.genre for config in ran] == ['War']
   _tune(tmp_path, ['ld'], count=1)
@@ -119,7 +119,7 @@ def test_a_teacher_is_scored_by_the_genres_it_will_teach(tmp_path, monkeypatch):
   small = conftest.small_ratings()
   monkeypatch.setattr(sources, 'movielens_100k', lambda *_, **__: small)
   monkeypatch.setattr(tune.movielens, 'GENRES', small.genre_names)
-  real = grid.config
+  real = table_specs.config
 
   def short(*args, **more):
     config = real(*args, **more)
@@ -128,16 +128,16 @@ def test_a_teacher_is_scored_by_the_genres_it_will_teach(tmp_path, monkeypatch):
     )
     return config
 
-  monkeypatch.setattr(grid, 'config', short)
+  monkeypatch.setattr(table_specs, 'config', short)
   monkeypatch.setitem(
     tune.SPACES['movielens'], 'teacher', {'teacher.batch_size': (16,)}
   )
   _tune(tmp_path, ['teacher'], count=1, seeds=2)
-  row, *earlier = ledger.read(tmp_path / 'search.jsonl')
+  row, *earlier = results_log.read(tmp_path / 'search.jsonl')
   assert [row['column'] for row in (row, *earlier)] == ['1.0', '0.9', '0.8']
   assert len(row['validation']['per_seed']) == 2
   # Each of the same teacher, by hand, in another run of it.
-  config = grid.config(
+  config = table_specs.config(
     'movielens', 'teacher', '', seeds=range(1), teacher='', kept=''
   )
   config.test = config.refit = False
@@ -172,7 +172,7 @@ def test_the_better_half_goes_on_to_the_next_window(tmp_path, monkeypatch):
   assert {steps for until, steps in ran if until == 0.9} == {300, 700}
   # (300 + 300) / 2 against (0 + 700) / 2.
   assert ran[-1] == (0.8, 300)
-  found = tune.best(ledger.read(tmp_path / 'search.jsonl'))
+  found = tune.best(results_log.read(tmp_path / 'search.jsonl'))
   assert found['teacher'] == ({'teacher.steps': 300}, pytest.approx(1300), 1)
   _tune(tmp_path, ['teacher'], count=4)
   assert len(ran) == 7
@@ -180,7 +180,7 @@ def test_the_better_half_goes_on_to_the_next_window(tmp_path, monkeypatch):
 
 def test_best_of_what_is_committed():
   for domain, file in tune.FILES.items():
-    for row in ledger.read(ROOT / 'results' / file):
+    for row in results_log.read(ROOT / 'results' / file):
       assert 'test' not in row
       assert row['what'] in tune.SPACES[domain]
 

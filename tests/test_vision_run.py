@@ -12,13 +12,13 @@ import test_resume
 import tiny_images
 import tiny_vision
 
-from td_jax import cka
 from td_jax import errors
-from td_jax import evaluate
-from td_jax import saved
-from td_jax import sharding
-from td_jax import teachers
 from td_jax.data import classification
+from td_jax.devices import sharding
+from td_jax.paper import cka
+from td_jax.run import saved
+from td_jax.run import teachers
+from td_jax.training import evaluate
 
 tf = pytest.importorskip('tensorflow')
 

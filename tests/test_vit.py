@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from td_jax import errors
-from td_jax import losses
 from td_jax import models
 from td_jax import types
 from td_jax.methods import base
+from td_jax.methods import losses
 from td_jax.methods import talking
 from td_jax.models import posemb
 from td_jax.models import split

@@ -10,7 +10,7 @@ import pathlib
 import numpy as np
 from safetensors import numpy as safetensors
 
-from configs import vit_cifar10
+from td_jax.configs import vit_cifar10
 
 FILE = pathlib.Path(__file__)
 W, HEADS, MLP, PATCH, SIZE, DEPTH = 8, 2, 12, 8, 16, 2

@@ -14,7 +14,7 @@ from td_jax import types
 from td_jax.data import images
 from td_jax.data import preprocess
 from td_jax.data import records
-from td_jax.data import streaming
+from td_jax.data import streamed_split
 from td_jax.data import task as task_lib
 
 _CHOICES = {'memory': ('device', 'stream'), 'augment': ('inception', 'none')}
@@ -95,7 +95,7 @@ def load(config: types.Config, *, log=print) -> task_lib.Task:
 
 def shapes(config: types.Config) -> task_lib.Task:
   """A task of black images, for compiling where there are no data."""
-  blank = streaming.Blank(config.data.size)
+  blank = streamed_split.Blank(config.data.size)
   return _task(
     config.data, dict.fromkeys(('train', 'validation', 'test'), blank), ''
   )
@@ -128,7 +128,7 @@ def _streamed(data, log):
   """(splits, class names, fingerprint)."""
   dataset = records.load(data.dataset, data.dir)
   splits = {
-    name: streaming.Split(dataset.records(data[name]), data, log)
+    name: streamed_split.Split(dataset.records(data[name]), data, log)
     for name in ('train', 'validation', 'test')
   }
   return splits, dataset.class_names, dataset.fingerprint

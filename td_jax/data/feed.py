@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from td_jax import types
-from td_jax.data import order
+from td_jax.data import shuffle
 
 # (columns, row, key) -> Batch: `row` is one of `Feed.rows` without its leading
 # axes; the key is for augmentation, None in evaluation.
@@ -87,12 +87,12 @@ def _resident(columns, pick):
   examples = int(np.count_nonzero(columns.mask))
 
   def rows(seed, batch, start, stop, part):
-    return order.batches(
+    return shuffle.batches(
       seed=seed, examples=examples, batch_size=batch, start=start, stop=stop
     )[:, part]
 
   def whole(batch, part):
-    ids, mask = order.padded(size, batch)
+    ids, mask = shuffle.padded(size, batch)
     yield ids[:, part], mask[:, part]
 
   return Feed(size, columns, pick, rows, whole)

@@ -14,10 +14,10 @@ import zipfile
 import numpy as np
 
 from td_jax import errors
-from td_jax.data import cache as cache_lib
 from td_jax.data import records
 from td_jax.data import sources
 from td_jax.data import tfds
+from td_jax.storage import array_cache as cache_lib
 
 _BLOCK = 4096  # Records read at a time.
 _MAX_BYTES = 8 << 30  # Of a split in memory.

@@ -30,8 +30,8 @@ import zipfile
 import numpy as np
 
 from td_jax import errors
-from td_jax.data import cache as cache_lib
 from td_jax.data import tfds as tfds_lib
+from td_jax.storage import array_cache as cache_lib
 
 Log = Callable[[str], Any]
 

@@ -7,14 +7,14 @@ from collections.abc import Callable
 import functools
 
 from td_jax import errors
-from td_jax import losses
-from td_jax import schedules
 from td_jax import types
-from td_jax.communication import channel
 from td_jax.methods import base
+from td_jax.methods import channel
 from td_jax.methods import feature
 from td_jax.methods import hint
 from td_jax.methods import logit
+from td_jax.methods import losses
+from td_jax.methods import schedules
 from td_jax.methods import talking
 from td_jax.methods import task
 

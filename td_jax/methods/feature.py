@@ -4,10 +4,10 @@ import jax
 from jax import lax
 from jax import numpy as jnp
 
-from td_jax import linen
-from td_jax import losses
-from td_jax.communication import channel
 from td_jax.methods import base
+from td_jax.methods import channel
+from td_jax.methods import losses
+from td_jax.models import layers
 
 
 def feature(
@@ -36,10 +36,10 @@ def feature(
 
   def loss(params, lesson):
     student, teacher = jax.random.split(lesson.rng)
-    message_g = linen.call(
+    message_g = layers.call(
       encoder, params['student'], lesson.student.states, key=student
     )
-    message_h = linen.call(
+    message_h = layers.call(
       encoder,
       params[teacher_name],
       lesson.teacher.states,

@@ -2,10 +2,10 @@
 
 from jax import numpy as jnp
 
-from td_jax import linen
-from td_jax import losses
-from td_jax.communication import channel
 from td_jax.methods import base
+from td_jax.methods import channel
+from td_jax.methods import losses
+from td_jax.models import layers
 
 
 def hint(
@@ -39,7 +39,7 @@ def hint(
 
   def loss(params, lesson):
     decoder, message, hearer = roles(lesson)
-    heard = linen.call(decoder, params, message, key=lesson.rng)
+    heard = layers.call(decoder, params, message, key=lesson.rng)
     # Of two sides the second is the one that is believed: the teacher's.
     pair = (heard, hearer) if original else (hearer, heard)
     return losses.between_states(distance, *pair), {}

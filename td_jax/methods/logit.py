@@ -1,7 +1,7 @@
 """L_logit = d(y_g, y_h): label distillation (Hinton et al., 2015)."""
 
-from td_jax import losses
 from td_jax.methods import base
+from td_jax.methods import losses
 
 
 def logit(distance: losses.Distance) -> base.Method:

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import jax
 from jax import numpy as jnp
 
-from td_jax import linen
-from td_jax import losses
-from td_jax.communication import channel
-from td_jax.communication import talk
 from td_jax.methods import base
+from td_jax.methods import channel
 from td_jax.methods import feature
+from td_jax.methods import losses
+from td_jax.methods import talk
+from td_jax.models import layers
 
 
 class Weights(NamedTuple):
@@ -76,7 +76,7 @@ def talking(
 
   def speaker(params, name, side, sends):
     def apply(module, part, value, key):
-      return linen.call(module, params[f'{name}_{part}'], value, key=key)
+      return layers.call(module, params[f'{name}_{part}'], value, key=key)
 
     return talk.Speaker(
       states=side.states,

@@ -1,7 +1,7 @@
 """L(y, y_g): the downstream task's own cost."""
 
-from td_jax import losses
 from td_jax.methods import base
+from td_jax.methods import losses
 
 
 def task(cost: losses.Distance) -> base.Method:

@@ -11,8 +11,8 @@ import jax
 from jax import numpy as jnp
 
 from td_jax import errors
-from td_jax import linen
 from td_jax import types
+from td_jax.models import layers
 from td_jax.models import split
 
 UNKNOWN = 0  # The row of users and movies that were not seen in training.
@@ -51,7 +51,7 @@ class MLP(nn.Module):
     self.genres = nn.Dense(self.bag_width, use_bias=False)
     self.layers = [nn.Dense(width) for width in self.hidden]
     self.head = nn.Dense(1, bias_init=nn.initializers.constant(self.mean))
-    self.drop = linen.Dropout(self.dropout)
+    self.drop = layers.Dropout(self.dropout)
 
   def __call__(self, x, *, train: bool):
     """Returns (low, high, output) for inputs `x`."""
@@ -82,7 +82,7 @@ class MLP(nn.Module):
     user, movie = x['user'], x['movie']
     if train and self.unknown_rate:
       # So the unknown rows learn what is left when an id says nothing.
-      hide = linen.chance(
+      hide = layers.chance(
         self.make_rng('dropout'), self.unknown_rate, (2, len(user))
       )
       user = jnp.where(hide[0], UNKNOWN, user)

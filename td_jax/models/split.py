@@ -15,8 +15,8 @@ from typing import NamedTuple
 from flax import linen as nn
 
 from td_jax import errors
-from td_jax import linen
 from td_jax import types
+from td_jax.models import layers
 
 Interpret = Callable[[types.Hidden, types.Key | None], types.Hidden]
 
@@ -45,7 +45,7 @@ def interpreter(
   """low -> high of `model` with these weights; dropout only if `train`."""
 
   def interpret(low, key):
-    return linen.call(
+    return layers.call(
       model,
       variables,
       low,
@@ -64,7 +64,7 @@ def side(
   key: types.Key | None = None,
 ) -> Side:
   """Runs `model` on `x`, as in training if there is a dropout key."""
-  low, high, output = linen.call(model, variables, x, key=key)
+  low, high, output = layers.call(model, variables, x, key=key)
   return Side(
     states=types.States(low, high),
     output=output,

@@ -20,8 +20,8 @@ from jax import numpy as jnp
 import jaxtyping as jt
 
 from td_jax import errors
-from td_jax import linen
 from td_jax import types
+from td_jax.models import layers
 from td_jax.models import posemb
 from td_jax.models import split
 
@@ -101,7 +101,7 @@ class Embed(nn.Module):
     patches = x.reshape(batch, rows, self.patch, columns, self.patch, channels)
     patches = patches.transpose(0, 1, 3, 2, 4, 5)
     patches = patches.reshape(batch, rows * columns, -1)
-    tokens = linen.PlainDense(self.width, dtype=self.dtype, name='patches')(
+    tokens = layers.PlainDense(self.width, dtype=self.dtype, name='patches')(
       patches
     )
     if self.class_token == 'before':
@@ -125,7 +125,7 @@ class Embed(nn.Module):
       table = self.param(
         'position', nn.initializers.normal(0.02), (tokens, self.width)
       )
-      table = linen.whole(table)
+      table = layers.whole(table)
     return jnp.asarray(table, self.dtype)
 
 
@@ -139,7 +139,7 @@ class Attention(nn.Module):
   def __call__(self, queries, tokens):
     batch, _, width = tokens.shape
     dense = functools.partial(
-      linen.PlainDense,
+      layers.PlainDense,
       width,
       dtype=self.dtype,
       kernel_init=nn.initializers.xavier_uniform(),
@@ -170,7 +170,7 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, tokens, train):
     dense = functools.partial(
-      linen.PlainDense,
+      layers.PlainDense,
       dtype=self.dtype,
       kernel_init=nn.initializers.xavier_uniform(),
     )
@@ -281,9 +281,9 @@ class ViT(nn.Module):
       del of_pool['layer_scale'], of_pool['dropout']  # It has neither.
       self.pool = AttentionPool(**of_pool)
     if self.pre_logits_width:
-      self.pre_logits = linen.PlainDense(self.pre_logits_width)
+      self.pre_logits = layers.PlainDense(self.pre_logits_width)
     if self.classes:
-      self.head = linen.PlainDense(
+      self.head = layers.PlainDense(
         self.classes, kernel_init=nn.initializers.zeros
       )
 

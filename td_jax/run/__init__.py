@@ -1,0 +1,1 @@
+"""One run: its config, plan, folder, teachers and loop."""

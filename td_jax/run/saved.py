@@ -1,0 +1,118 @@
+"""A run that was saved, read back: for evaluation, and as a teacher."""
+
+from typing import Any
+from typing import NamedTuple
+
+from flax import linen as nn
+import jax
+import ml_collections
+
+from td_jax import errors
+from td_jax import models
+from td_jax import types
+from td_jax.data import feed
+from td_jax.data import task as task_lib
+from td_jax.run import config as config_lib
+from td_jax.run import workdir
+from td_jax.storage import checkpoint
+from td_jax.training import step
+
+
+class Saved(NamedTuple):
+  """The best networks of a run, one a seed."""
+
+  model: nn.Module
+  variables: types.PyTree  # Leaves [seeds, ...].
+  step: int  # Of the checkpoint.
+  dataset: str  # Fingerprint of what it was trained on.
+
+
+def config_of(folder: types.Path) -> types.Config:
+  """The config that the run in `folder` was started with.
+
+  Raises:
+    errors.DataError: there is none, or it is damaged.
+  """
+  file = folder / 'config.json'
+  stored = workdir.read(file)
+  try:
+    config = ml_collections.ConfigDict(
+      _with_tuples(config_lib.completed(stored))
+    )
+    config_lib.validate(config)
+  except Exception as e:  # It may hold anything.
+    reason = ' '.join(str(e).split())
+    raise errors.DataError(
+      f'{file} is not the config of a run ({reason[:200]}).'
+    ) from e
+  return config
+
+
+def load(folder: types.Path, task: task_lib.Task) -> Saved:
+  """The best networks of the latest sound checkpoint in `folder`.
+
+  Raises:
+    errors.DataError: there is none, it is damaged, or it was trained on other
+      records than `task` holds.
+  """
+  config = config_of(folder)
+  model = models.build(config.model, task.model_args)
+  example = feed.example(feed.feed(task.train, task.pick))
+  template = jax.eval_shape(
+    lambda: jax.vmap(lambda seed: _best(model, seed, example))(
+      jax.numpy.arange(config.seeds)
+    )
+  )
+  items, record = restore(folder, {'best': template}, task)
+  return Saved(model, items['best'].student, record['step'], record['dataset'])
+
+
+def restore(
+  folder: types.Path, templates: dict[str, types.PyTree], task: task_lib.Task
+) -> tuple[dict[str, types.PyTree], dict[str, Any]]:
+  """Items and record of the latest sound checkpoint; raises as `load` does."""
+  if not (folder / workdir.CHECKPOINTS).is_dir():
+    raise errors.DataError(
+      f'{folder} has no checkpoints; train there first, with '
+      f'--workdir={folder}.'
+    )
+  checkpoints = checkpoint.Checkpoints(
+    folder / workdir.CHECKPOINTS, read_only=True
+  )
+  try:
+    found = checkpoints.restore(templates)
+  finally:
+    checkpoints.close()
+  if found is None:
+    raise errors.DataError(
+      f'{folder} has no complete checkpoint; train there first, with '
+      f'--workdir={folder}.'
+    )
+  check_dataset(folder, found[1], task)
+  return found
+
+
+def check_dataset(
+  folder: types.Path, record: dict[str, Any], task: task_lib.Task
+) -> None:
+  """Raises a DataError if a checkpoint's record is of other data."""
+  if record['dataset'] != task.fingerprint:
+    raise errors.DataError(
+      f'{folder} was trained on other data (fingerprint '
+      f'{record["dataset"][:12]}, here {task.fingerprint[:12]}). Choose '
+      'another --workdir, or --config.data.dir.'
+    )
+
+
+def _with_tuples(value):
+  """JSON has no tuples, and a config no lists."""
+  if isinstance(value, dict):
+    return {key: _with_tuples(part) for key, part in value.items()}
+  if isinstance(value, list):
+    return tuple(_with_tuples(part) for part in value)
+  return value
+
+
+def _best(model, seed, example):
+  student = model.init(jax.random.key(seed), example.x, train=False)
+  return step.Best(jax.numpy.float32(0), jax.numpy.int32(0), student)

@@ -1,0 +1,1 @@
+"""Files: paths, atomic writes, caches, checkpoints and logs of results."""

@@ -1,0 +1,1 @@
+"""Training and evaluation steps, compiled: no files, no flags."""

@@ -1,0 +1,74 @@
+"""--mode=compile of images, without TPUs and without libtpu."""
+
+import importlib.util
+
+import jax
+import pytest
+import test_compile
+import tiny_vision
+
+from td_jax.tpu_cost import estimate
+from td_jax.tpu_cost import report as compile_lib
+from td_jax.tpu_cost import topology
+
+# ml_collections loads configs by a function that Python has deprecated.
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
+CONFIG = f'--config={tiny_vision.FILE}'
+
+
+class _SeenError(Exception):
+  pass
+
+
+def test_a_step_is_planned_without_data_or_weights(monkeypatch):
+  """On CPU devices in the place of TPUs; what it costs is for `compile`."""
+  described = test_compile._topology()
+  monkeypatch.setattr(topology, 'describe', lambda name: described)
+  found = {}
+
+  def report(step, arguments, **named):
+    found.update(named)
+    raise _SeenError
+
+  monkeypatch.setattr(compile_lib, 'report', report)
+  config = tiny_vision.get_config('method=ld,teacher=/nowhere')
+  config.data.dir = '/nowhere'
+  config.teacher.model.depth = 3
+  with pytest.raises(_SeenError):
+    estimate.cost(config, 'v4:2x2x2', mfu=0.3)
+  assert found['topology'] is described
+  assert (found['steps'], found['mfu']) == (config.steps, 0.3)
+  width, mlp, patch = tiny_vision.W, tiny_vision.MLP, tiny_vision.PATCH
+  block = 4 * (width + 1) * width + 2 * width * mlp + width + mlp + 4 * width
+  tokens = (tiny_vision.SIZE // patch) ** 2 + 1
+  rest = (3 * patch**2 + 1 + tokens + 1) * width  # Patches, positions, token.
+  rest += 2 * width + (width + 1) * tiny_vision.CLASSES  # LayerNorm, head.
+  sizes = [
+    sum(leaf.size for leaf in jax.tree.leaves(tree))
+    for tree in found['parameters']
+  ]
+  assert sizes == [rest + 2 * block, rest + 3 * block]
+
+
+@pytest.mark.parametrize(
+  ('args', 'said'),
+  [
+    ((CONFIG, '--topology=v4:2x2x1'), 'pip install libtpu'),
+    ((CONFIG,), '--mode=compile needs --topology'),
+    ((CONFIG, '--topology=v9:2x2'), "'v9', which is none of: v4"),
+    ((CONFIG, '--topology=v4:2x2'), "'v4:2x2', but v4 takes 3 sizes"),
+    ((CONFIG, '--config.data.views=-1'), 'config.data.views is -1'),
+    ((f'{CONFIG}:method=teacher',), 'its teacher is published'),
+  ],
+)
+def test_what_cannot_be_planned_is_one_line(
+  command, monkeypatch, tmp_path, args, said
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  code, out, err = command(*args, '--mode=compile')
+  assert (code, out) == (2, ''), err
+  assert err.startswith('error: ')
+  assert said in err
+  assert err.count('\n') == 1
+  assert list(tmp_path.iterdir()) == []
