@@ -40,6 +40,7 @@ from td_jax.run import report
 from td_jax.run import teachers
 from td_jax.run import train
 from td_jax.storage import results_log
+from td_jax.training import statistics
 
 _FILE = 'diagnosis.jsonl'
 _TERMS = ('interact', 'message', 'state')
@@ -140,11 +141,11 @@ def measure(
     steps; `interact`, L_interact at steps; `talk`, what `look` says.
   """
   config = movielens_config.get_config(f'genre={run.genre},method={run.method}')
-  config.test = config.refit = False
+  config.test = config.refit_on_validation = False
   config.seeds, config.teacher.checkpoint = seeds, teacher
   config.steps = steps or config.steps
-  config.dispatch = min(config.dispatch, config.steps)
-  config.log_every = config.eval_every = config.dispatch
+  config.steps_per_dispatch = min(config.steps_per_dispatch, config.steps)
+  config.log_every = config.eval_every = config.steps_per_dispatch
   config.update_from_flattened_dict(run.changes)
   config, parallel = train.check(config)
   task = cut(movielens.load(config, log=lambda line: None), run.share)
@@ -158,15 +159,15 @@ def measure(
   )
   state = parallel.place(made.state)
   steps_seen, scores, measured = [], [], []
-  for start in range(0, config.steps, config.dispatch):
-    stop = min(start + config.dispatch, config.steps)
+  for start in range(0, config.steps, config.steps_per_dispatch):
+    stop = min(start + config.steps_per_dispatch, config.steps)
     state, metrics = made.train(state, made.fixed, made.rows(start, stop))
     measured.append({k: float(v.mean()) for k, v in metrics.items()})
     scores.append(score(state.params['student']))
     steps_seen.append(stop)
   row = {
-    'validation': report.spread(np.min(scores, axis=0)),
-    'last': report.spread(scores[-1]),
+    'validation': statistics.mean_and_stderr(np.min(scores, axis=0)),
+    'last': statistics.mean_and_stderr(scores[-1]),
     'best_step': float(np.mean(np.take(steps_seen, np.argmin(scores, axis=0)))),
     'terms': measured[-1],
     'steps': steps_seen,
@@ -244,12 +245,12 @@ def look(config, task, params, *, model, teacher, examples=1000):
       widths=(h.states.low.shape[-1], h.states.high.shape[-1]),
       dropout=0.0,
     )
-    message_g = layers.call(encoder, talk['student_encoder'], g.states)
-    message_h = layers.call(encoder, talk['teacher_encoder'], h.states)
-    heard = layers.call(decoder, talk['teacher_decoder'], message_g)
+    message_g = layers.apply(encoder, talk['student_encoder'], g.states)
+    message_h = layers.apply(encoder, talk['teacher_encoder'], h.states)
+    heard = layers.apply(decoder, talk['teacher_decoder'], message_g)
     high = h.interpret(heard.low, None)
     output = functools.partial(
-      layers.call, teacher.model, variables, method='output'
+      layers.apply, teacher.model, variables, method='output'
     )
     alike = {
       'cka m_g, m_h': (message_g, message_h),
@@ -318,7 +319,7 @@ class Rows:
       theirs[score]['per_seed'],
       strict=False,  # The first seeds are the same.
     )
-    return report.spread([one - other for one, other in pairs])
+    return statistics.mean_and_stderr([one - other for one, other in pairs])
 
   def made(self, part):
     """Of how many seeds and which code a part is, in a sentence."""

@@ -171,7 +171,10 @@ def _images(setting):
     config.data.size = 224
   # Where the teacher has looked before, at the one crop of each image.
   config.teacher.cache = setting.cached
-  config.data.augment, config.data.views = 'inception', int(setting.cached)
+  config.data.augment, config.data.fixed_crops = (
+    'inception',
+    int(setting.cached),
+  )
   config.student_init = 'random'
   task = data.DOMAINS[config.domain].load(config, log=print)
   model = models.build(config.teacher.model, task.model_args)

@@ -149,9 +149,11 @@ def command(capfd):
 def small_config(arg='', **overrides):
   """configs/movielens.py, shrunk to steps of milliseconds."""
   config = movielens_config.get_config(arg)
-  config.seeds, config.refit = 2, False
+  config.seeds, config.refit_on_validation = 2, False
   for run in (config, config.teacher):
-    run.update({'steps': 12, 'dispatch': 2, 'log_every': 2, 'eval_every': 4})
+    run.update(
+      {'steps': 12, 'steps_per_dispatch': 2, 'log_every': 2, 'eval_every': 4}
+    )
     run.update({'batch_size': 16})
     run.optim.warmup = 2
   config.model.hidden, config.teacher.model.hidden = (12, 8), (20, 16)

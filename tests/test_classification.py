@@ -48,11 +48,11 @@ def _build(config, tmp_path):
 
 
 def test_views_are_examples_of_their_own(config):
-  whole, viewed = _load(config()), _load(config(**{'data.views': 3}))
+  whole, viewed = _load(config()), _load(config(**{'data.fixed_crops': 3}))
   feed = feed_lib.feed(viewed.train, viewed.pick)
   assert feed.size == 3 * TRAIN
   # An epoch has each view once.
-  ids = feed.rows(0, 8, 0, 9, slice(0, 8)).ravel()
+  ids = feed.train_rows(0, 8, 0, 9, slice(0, 8)).ravel()
   np.testing.assert_array_equal(np.sort(ids), np.arange(3 * TRAIN))
   # The views of an image differ; their label does not, nor does a view when
   # it is seen again, by another seed.
@@ -70,7 +70,7 @@ def test_views_are_examples_of_their_own(config):
 
 
 def test_views_change_no_score(config):
-  whole, viewed = _load(config()), _load(config(**{'data.views': 3}))
+  whole, viewed = _load(config()), _load(config(**{'data.fixed_crops': 3}))
   for name in ('validation', 'test'):
     split = getattr(viewed, name)
     jax.tree.map(np.testing.assert_array_equal, split, getattr(whole, name))
@@ -83,7 +83,11 @@ def test_views_change_no_score(config):
 def test_a_cached_teacher_teaches_the_same(config, tmp_path):
   own = config(
     'td_ld',
-    **{'data.views': 2, 'teacher.cache': True, 'eval_batch': 10},  # Not of 48.
+    **{
+      'data.fixed_crops': 2,
+      'teacher.cache': True,
+      'eval_batch': 10,
+    },  # Not of 48.
   )
   made, task, teacher = _build(own, tmp_path)
   _, cached = made.fixed
@@ -93,7 +97,7 @@ def test_a_cached_teacher_teaches_the_same(config, tmp_path):
 
   @jax.jit
   def cost(columns, ids, key):
-    batch = task.pick(columns, ids, key)
+    batch = task.make_batch(columns, ids, key)
     lesson = base.Lesson(
       student=split.side(made.model, params['student'], batch.x),
       teacher=parts['teacher_side'](teacher.variables, batch),
@@ -149,9 +153,15 @@ def test_limit_is_a_balanced_subset_for_all_seeds(config):
     ({'data.area': (0.5,)}, 'config.data.area is'),
     ({'data.mean': (1.0, 2.0)}, 'config.data.mean is'),
     ({'data.std': (1.0, 2.0, 0.0)}, 'config.data.std is'),
-    ({'data.views': -1}, 'config.data.views is -1'),
-    ({'data.views': 2, 'data.memory': 'stream'}, 'config.data.views is 2'),
-    ({'data.views': 2, 'data.augment': 'none'}, 'config.data.views is 2'),
+    ({'data.fixed_crops': -1}, 'config.data.fixed_crops is -1'),
+    (
+      {'data.fixed_crops': 2, 'data.memory': 'stream'},
+      'config.data.fixed_crops is 2',
+    ),
+    (
+      {'data.fixed_crops': 2, 'data.augment': 'none'},
+      'config.data.fixed_crops is 2',
+    ),
     ({'data.limit': -1}, 'config.data.limit is -1'),
     ({'data.limit': 9, 'data.memory': 'stream'}, 'config.data.limit is 9'),
     (
@@ -164,7 +174,7 @@ def test_limit_is_a_balanced_subset_for_all_seeds(config):
       {'teacher.cache': True, 'data.memory': 'stream'},
       'config.teacher.cache is True',
     ),
-    ({'refit': True}, 'config.refit is True'),
+    ({'refit_on_validation': True}, 'config.refit_on_validation is True'),
     ({'method': 'teacher'}, 'its teacher is published'),
     ({'model.name': 'mlp'}, "config.model.name is 'mlp', which has no setting"),
     ({'model.patch': 0}, 'config.model.patch is 0'),

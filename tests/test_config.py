@@ -160,7 +160,10 @@ WRONG = [
   ({'optim.learning_rate': float('nan')}, 'config.optim.learning_rate is nan'),
   ({'optim.weight_decay': -1.0}, 'config.optim.weight_decay is -1.0'),
   ({'optim.clip': float('inf')}, 'config.optim.clip is inf'),
-  ({'optim.skip_above': 1.0}, 'config.optim.skip_above is 1.0, which would'),
+  (
+    {'optim.skip_loss_above': 1.0},
+    'config.optim.skip_loss_above is 1.0, which would',
+  ),
   ({'optim.warmup': -1}, 'config.optim.warmup is -1'),
   ({'model.split': (0, 1)}, r'model.split is \(0, 1\).* 1 <= l < h <= 2'),
   ({'model.split': (1, 3)}, r'model.split is \(1, 3\).* 1 <= l < h <= 2'),
@@ -179,8 +182,11 @@ WRONG = [
   ({'model.name': 'mpl'}, "Did you mean 'mlp'?"),
   ({'parallel.kind': 'pmab'}, "Did you mean 'pmap'?"),
   ({'parallel.devices': -1}, 'config.parallel.devices is -1'),
-  ({'data.until': 0.0}, r'data.until is 0.0; .* above 0 and at most 1\.'),
-  ({'data.until': 1.5}, 'data.until is 1.5'),
+  (
+    {'data.train_fraction': 0.0},
+    r'data.train_fraction is 0.0; .* above 0 and at most 1\.',
+  ),
+  ({'data.train_fraction': 1.5}, 'data.train_fraction is 1.5'),
 ]
 
 

@@ -90,7 +90,7 @@ def test_look_at_a_conversation_by_hand(small, teacher):
   assert len(row['validation']['per_seed']) == 1
   assert row['steps'] == [2, 4]
   config = conftest.small_config('method=td')
-  config.refit = False
+  config.refit_on_validation = False
   task = movielens.load(config, log=lambda line: None)
   taught_by = teachers.load(config, task, path=pathlib.Path(), folder=teacher)
   rng = np.random.default_rng(1)

@@ -21,7 +21,7 @@ from td_jax.storage import array_cache
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ARGS = (
   f'--config={ROOT}/configs/movielens.py:runlocal,method=ld',
-  '--config.refit=False',
+  '--config.refit_on_validation=False',
 )
 
 
@@ -116,7 +116,7 @@ def long(tmp_path, environment, alone):
     environment,
     path,
     '--config.steps=10000',
-    '--config.dispatch=10',
+    '--config.steps_per_dispatch=10',
     f'--config.teacher.checkpoint={alone / "teacher"}',
   )
   yield process, path

@@ -547,7 +547,7 @@ def test_nan_label(tmp_path, trained, monkeypatch):
 
 def test_nan_in_the_gradient_only(tmp_path, monkeypatch):
   monkeypatch.setitem(
-    losses.COSTS,
+    losses.TASK_LOSSES,
     'squared_error',
     # 0 itself, but the root's slope at 0 is infinite.
     lambda output, y: jnp.square(output - y) + 0 * jnp.sqrt(0 * output),

@@ -126,7 +126,7 @@ def test_tables_name_the_functions():
   assert {
     'squared_error': losses.squared_error,
     'cross_entropy': losses.cross_entropy,
-  } == losses.COSTS
+  } == losses.TASK_LOSSES
 
 
 def test_between_states_takes_the_mean_of_each_part():

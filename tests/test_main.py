@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from td_jax.data import sources
-from td_jax.run import report
 from td_jax.run import workdir
 from td_jax.storage import array_cache
+from td_jax.training import statistics
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -299,7 +299,7 @@ def test_sigterm_to_the_command(environment, tmp_path):
     f'--workdir={tmp_path / "run"}',
     '--config.steps=100000',
     '--config.seeds=1',
-    '--config.refit=False',
+    '--config.refit_on_validation=False',
   )
   process = _start(environment, tmp_path, *args)
   rows = tmp_path / 'run' / 'metrics.jsonl'
@@ -358,10 +358,10 @@ def test_default_folders():
 
 def test_spread():
   # mean 2, squared distances 1 + 0 + 1; SE = sqrt(2 / 2) / sqrt(3).
-  spread = report.spread(np.array([1.0, 2.0, 3.0]))
+  spread = statistics.mean_and_stderr(np.array([1.0, 2.0, 3.0]))
   assert spread['mean'] == 2
   assert spread['standard_error'] == pytest.approx(3**-0.5)
-  assert report.spread(np.array([1.5])) == {
+  assert statistics.mean_and_stderr(np.array([1.5])) == {
     'mean': 1.5,
     'standard_error': None,
     'per_seed': [1.5],

@@ -69,7 +69,7 @@ CASES = {name: (name, {}) for name in methods.METHODS} | {
   'fd, teacher': ('fd', {'distill.feature_target': 'teacher'}),
   'fitnet, original': ('fitnet', {'distill.hint_direction': 'original'}),
   'td, k=0': ('td', {'k': 0}),
-  'td, low': ('td', {'distill.student_sends': 'low'}),
+  'td, low': ('td', {'distill.student_encodes': 'low'}),
   'td, rich': ('td', _RICH),
 }
 EVERY = pytest.mark.parametrize('case', CASES)
@@ -169,7 +169,7 @@ def _make(name, **changes):
     functools.partial(
       scan.train,
       step=functools.partial(step_lib.train_step, **parts),
-      pick=feed.take,
+      make_batch=feed.take,
     ),
     axis=2,
     updates=True,

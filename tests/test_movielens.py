@@ -10,12 +10,12 @@ from td_jax.data import movielens
 from td_jax.data import sources
 
 
-def _load(genre='', ratings=None, refit=False):
+def _load(genre='', ratings=None, refit_on_validation=False):
   """The task of `small_ratings`, or of others, without padding."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sources, 'movielens_100k', lambda *a, **k: ratings)
     config = conftest.small_config()
-    config.data.genre, config.refit = genre, refit
+    config.data.genre, config.refit_on_validation = genre, refit_on_validation
     task = movielens.load(config, log=lambda line: None)
   return task._replace(
     **{
@@ -272,7 +272,10 @@ def test_real_controls(real_drama):
 
 def test_refit_trains_on_validation_too(small):
   """And knows the ids of its rows; the test split is the same."""
-  before, after = _load('War', small), _load('War', small, refit=True)
+  before, after = (
+    _load('War', small),
+    _load('War', small, refit_on_validation=True),
+  )
   assert after.validation is None
   for name in ('y', 'mask'):
     np.testing.assert_array_equal(
@@ -285,7 +288,7 @@ def test_refit_trains_on_validation_too(small):
   small.user_id[movielens.parts(small, 'War').validation[0]] = 41
   small.user_id[movielens.parts(small, 'War').test[0]] = 41
   assert _load('War', small).test.x['user'][0] == 0
-  assert _load('War', small, refit=True).test.x['user'][0] == 41
+  assert _load('War', small, refit_on_validation=True).test.x['user'][0] == 41
 
 
 def test_splits_of_all_genres_are_as_long(small, monkeypatch):

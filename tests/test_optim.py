@@ -40,7 +40,7 @@ def _config(**changes):
       'weight_decay': 0.0,
       'momentum': 0.9,
       'clip': 0.0,
-      'skip_above': 0.0,
+      'skip_loss_above': 0.0,
     }
   )
   config.update(changes)
@@ -219,7 +219,7 @@ def test_an_unknown_optimizer_is_refused_with_the_nearest_name():
 
 
 def test_a_spike_changes_nothing_and_is_counted():
-  rule = optim.build(_config(skip_above=3.0), steps=10, stages=(0, 0))
+  rule = optim.build(_config(skip_loss_above=3.0), steps=10, stages=(0, 0))
   params = _tree(_PARAMS)
   state, moved = rule.init(params), []
   before = state
@@ -240,7 +240,7 @@ def test_a_spike_changes_nothing_and_is_counted():
 
 
 def test_losses_that_stay_high_are_trained_on_in_time():
-  rule = optim.build(_config(skip_above=2.0), steps=10, stages=(0, 0))
+  rule = optim.build(_config(skip_loss_above=2.0), steps=10, stages=(0, 0))
   params = _tree(_PARAMS)
   state, update = rule.init(params), jax.jit(rule.update)
   for loss in [1.0] + [3.0] * 60:

@@ -62,7 +62,7 @@ def _talk(k=1, *, sends_high=True, original=False, **weights):
     message=5,
     dropout=0.0,
     distance=losses.l2,
-    student_sends_high=sends_high,
+    student_encodes_high=sends_high,
     k=k,
     original_target=original,
   )

@@ -160,7 +160,7 @@ def test_stopped_at_every_point_it_ends_the_same(tmp_path, whole):
 
 def test_skipped_steps_are_skipped_again(tmp_path):
   """Loss spikes are told by a mean that is kept too."""
-  config = _config(**{'optim.skip_above': 1.01})
+  config = _config(**{'optim.skip_loss_above': 1.01})
   _run(tmp_path / 'whole', config)
   path = tmp_path / 'cut'
   with pytest.raises(errors.PreemptedError, match='saved step 6'):
@@ -203,7 +203,10 @@ def test_a_run_that_is_older_than_a_key_goes_on(tmp_path):
     _run(path, config, _stop_at(path, 6))
   for file in (path / 'config.json', path / 'teacher/config.json'):
     stored = json.loads(file.read_text())
-    del stored['optim']['skip_above'], stored['teacher']['optim']['skip_above']
+    del (
+      stored['optim']['skip_loss_above'],
+      stored['teacher']['optim']['skip_loss_above'],
+    )
     file.write_text(json.dumps(stored))
   _run(path, config)
   _assert_same(path, tmp_path / 'whole')

@@ -47,21 +47,25 @@ def _ids(seeds):
   return jnp.asarray(rng.integers(0, N, (STEPS, 5, B))[:, seeds])
 
 
-def _train(seeds, apart=True):
+def _train(seeds, unroll_seeds=True):
   train = jax.jit(
     functools.partial(
-      scan.train, step=_step, pick=feed.take, apart=apart, axis_name=None
+      scan.train,
+      step=_step,
+      make_batch=feed.take,
+      unroll_seeds=unroll_seeds,
+      axis_name=None,
     )
   )
   return jax.device_get(train(_state(seeds), _fixed(), _ids(seeds)))
 
 
-@pytest.mark.parametrize('apart', [True, False])
-def test_each_seed_of_many_is_the_seed_alone(apart):
-  state, metrics = _train([0, 1, 4], apart)
+@pytest.mark.parametrize('unroll_seeds', [True, False])
+def test_each_seed_of_many_is_the_seed_alone(unroll_seeds):
+  state, metrics = _train([0, 1, 4], unroll_seeds)
   assert state.params.shape == (3, 2) and metrics['size'].shape == (STEPS, 3)
   for place, seed in enumerate([0, 1, 4]):
-    own, measured = _train([seed], apart)
+    own, measured = _train([seed], unroll_seeds)
     assert state.step[place] == seed
     np.testing.assert_allclose(state.params[place], own.params[0], rtol=1e-6)
     np.testing.assert_allclose(

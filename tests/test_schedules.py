@@ -51,14 +51,14 @@ def test_warm_up_as_long_as_the_run():
 
 def test_a_number_stays_a_number():
   for number in (0, 2, 0.25):
-    weight = schedules.weight(number)
+    weight = schedules.build(number)
     assert isinstance(weight, float)
     assert weight == number
-  assert schedules.weight(0.0, start=5) == 0.0
+  assert schedules.build(0.0, start=5) == 0.0
 
 
 def test_knots_are_joined_by_straight_lines():
-  weight = schedules.weight(((10, 1.0), (20, 3.0), (24, 0.0)))
+  weight = schedules.build(((10, 1.0), (20, 3.0), (24, 0.0)))
   np.testing.assert_allclose(
     _at(weight, [0, 10, 15, 20, 21, 24, 500]),
     [1, 1, 2, 3, 2.25, 0, 0],
@@ -67,19 +67,19 @@ def test_knots_are_joined_by_straight_lines():
 
 
 def test_one_knot_is_a_constant():
-  assert _at(schedules.weight([(5, 0.5)]), [0, 5, 9]) == [0.5, 0.5, 0.5]
+  assert _at(schedules.build([(5, 0.5)]), [0, 5, 9]) == [0.5, 0.5, 0.5]
 
 
 def test_a_weight_is_nothing_before_its_start():
-  constant = schedules.weight(0.5, start=3)
+  constant = schedules.build(0.5, start=3)
   assert _at(constant, [0, 2, 3, 4]) == [0, 0, 0.5, 0.5]
   # Knots count steps of the run, not from the start.
-  knots = schedules.weight(((0, 4.0), (4, 0.0)), start=2)
+  knots = schedules.build(((0, 4.0), (4, 0.0)), start=2)
   np.testing.assert_allclose(_at(knots, [0, 1, 2, 3, 4]), [0, 0, 2, 1, 0])
 
 
 def test_a_weight_can_be_compiled():
-  weight = jax.jit(schedules.weight(((0, 1.0), (4, 0.0)), start=1))
+  weight = jax.jit(schedules.build(((0, 1.0), (4, 0.0)), start=1))
   assert _at(weight, [0, 1, 2]) == [0, 0.75, 0.5]
 
 

@@ -542,7 +542,7 @@ def test_talking_weighs_the_three_losses(sends_high):
     message=MESSAGE,
     dropout=0.0,
     distance=losses.l2,
-    student_sends_high=sends_high,
+    student_encodes_high=sends_high,
     k=2,
   )
 

@@ -87,9 +87,9 @@ def test_what_is_kept_is_computed_once(load, tmp_path):
     raise AssertionError('computed again')
 
   folder = tmp_path / 'kept'
-  first, _ = load('probe', **{'teacher.kept': str(folder)})
+  first, _ = load('probe', **{'teacher.cache_dir': str(folder)})
   made = first.keep('scores', lambda: {'score': np.arange(3.0)})
-  again, lines = load('probe', **{'teacher.kept': str(folder)})
+  again, lines = load('probe', **{'teacher.cache_dir': str(folder)})
   assert lines == []
   np.testing.assert_array_equal(
     again.keep('scores', other)['score'], made['score']
@@ -97,7 +97,7 @@ def test_what_is_kept_is_computed_once(load, tmp_path):
   assert len(list(folder.iterdir())) == 2
   # Another head, other images: nothing of it holds.
   for head, changes in (('none', {}), ('probe', {'data.mean': GREY})):
-    found, _ = load(head, **changes, **{'teacher.kept': str(folder)})
+    found, _ = load(head, **changes, **{'teacher.cache_dir': str(folder)})
     with pytest.raises(AssertionError, match='again'):
       found.keep('scores', other)
   # Without a folder nothing but the head is kept.
@@ -164,12 +164,12 @@ def test_validation_is_scored_by_a_teacher_that_has_not_seen_it(tmp_path):
     )
     return found, '\n'.join(lines)
 
-  run('teacher', 'method=teacher', refit=True)
+  run('teacher', 'method=teacher', refit_on_validation=True)
   named = {'teacher.checkpoint': str(tmp_path / 'teacher')}
   before, said = run('before', 'method=ld', **named)
   assert before['teacher']['folder'] == str(tmp_path / 'teacher/selection')
   assert 'has learnt from validation' not in said
-  both, _ = run('both', 'method=ld', refit=True, **named)
+  both, _ = run('both', 'method=ld', refit_on_validation=True, **named)
   assert both['teacher']['folder'] == str(tmp_path / 'teacher')
   assert both['teacher']['validation'] == before['teacher']['validation']
   shutil.rmtree(tmp_path / 'teacher/selection')

@@ -4,7 +4,7 @@ import importlib.util
 
 import jax
 import pytest
-import test_compile
+import test_tpu_report
 import tiny_vision
 
 from td_jax.tpu_cost import estimate
@@ -22,7 +22,7 @@ class _SeenError(Exception):
 
 def test_a_step_is_planned_without_data_or_weights(monkeypatch):
   """On CPU devices in the place of TPUs; what it costs is for `compile`."""
-  described = test_compile._topology()
+  described = test_tpu_report._topology()
   monkeypatch.setattr(topology, 'describe', lambda name: described)
   found = {}
 
@@ -57,7 +57,7 @@ def test_a_step_is_planned_without_data_or_weights(monkeypatch):
     ((CONFIG,), '--mode=compile needs --topology'),
     ((CONFIG, '--topology=v9:2x2'), "'v9', which is none of: v4"),
     ((CONFIG, '--topology=v4:2x2'), "'v4:2x2', but v4 takes 3 sizes"),
-    ((CONFIG, '--config.data.views=-1'), 'config.data.views is -1'),
+    ((CONFIG, '--config.data.fixed_crops=-1'), 'config.data.fixed_crops is -1'),
     ((f'{CONFIG}:method=teacher',), 'its teacher is published'),
   ],
 )

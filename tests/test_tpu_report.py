@@ -286,7 +286,7 @@ def test_the_movielens_step(small_movielens):
   )
   parts = {
     'model': model,
-    'method': methods.build('td', config=config, cost=task.cost),
+    'method': methods.build('td', config=config, cost=task.task_loss),
     'optimizer': optax.sgd(0.1),
     'teacher_side': lambda variables, batch: split.side(teacher, variables, x),
   }
@@ -335,15 +335,15 @@ def test_for_real_topologies():
     from td_jax.tpu_cost import report as compile_lib
     from td_jax import errors
     from td_jax.tpu_cost import topology
-    import test_compile
+    import test_tpu_report
 
     def report(name, batch):
       top = topology.describe(name)
-      mesh = test_compile._mesh(top.devices)
-      kernels = test_compile._arg(mesh, (6, 1024, 1024), None, 'fsdp')
-      x = test_compile._arg(mesh, (batch, 1024), ('data', 'fsdp'))
+      mesh = test_tpu_report._mesh(top.devices)
+      kernels = test_tpu_report._arg(mesh, (6, 1024, 1024), None, 'fsdp')
+      x = test_tpu_report._arg(mesh, (batch, 1024), ('data', 'fsdp'))
       return compile_lib.report(
-        jax.jit(test_compile._step, donate_argnums=0), (kernels, x),
+        jax.jit(test_tpu_report._step, donate_argnums=0), (kernels, x),
         topology=top, parameters=kernels, steps=20_000, mfu=0.05)
 
     for name in ('v4:2x2x1', 'v5e:2x2'):

@@ -71,7 +71,11 @@ def test_trials_run_once_and_on_validation(tmp_path, ran):
   _tune(tmp_path, ['ld'])
   assert len(ran) == 4  # Two settings, two genres.
   for config in ran:
-    assert (config.method, config.refit, config.test) == ('ld', False, False)
+    assert (config.method, config.refit_on_validation, config.test) == (
+      'ld',
+      False,
+      False,
+    )
     assert config.teacher.checkpoint == 'teacher/selection'
   _tune(tmp_path, ['ld'])
   assert len(ran) == 4
@@ -124,7 +128,7 @@ def test_a_teacher_is_scored_by_the_genres_it_will_teach(tmp_path, monkeypatch):
   def short(*args, **more):
     config = real(*args, **more)
     config.teacher.update(
-      {'steps': 4, 'dispatch': 2, 'log_every': 2, 'eval_every': 4}
+      {'steps': 4, 'steps_per_dispatch': 2, 'log_every': 2, 'eval_every': 4}
     )
     return config
 
@@ -140,7 +144,7 @@ def test_a_teacher_is_scored_by_the_genres_it_will_teach(tmp_path, monkeypatch):
   config = table_specs.config(
     'movielens', 'teacher', '', seeds=range(1), teacher='', kept=''
   )
-  config.test = config.refit = False
+  config.test = config.refit_on_validation = False
   config.teacher.batch_size, config.seed = 16, 1
   train.run(
     config, tmp_path / 'run', watch=conftest.Watch(), log=lambda _: None
@@ -156,11 +160,13 @@ def test_the_better_half_goes_on_to_the_next_window(tmp_path, monkeypatch):
 
   def teach(config, watch):
     del watch
-    ran.append((config.data.until, config.teacher.steps))
+    ran.append((config.data.train_fraction, config.teacher.steps))
     # The fewer the steps the better, but for 700 on the first window.
-    first = config.teacher.steps == 700 and config.data.until == 1
+    first = config.teacher.steps == 700 and config.data.train_fraction == 1
     mean = 0.0 if first else config.teacher.steps
-    mean += 10_000 * (1 - config.data.until)  # Earlier windows are harder.
+    mean += 10_000 * (
+      1 - config.data.train_fraction
+    )  # Earlier windows are harder.
     return {'metric': 'rmse', 'validation': {'mean': mean}, 'seconds': 1.0}
 
   monkeypatch.setattr(tune, '_teach', teach)

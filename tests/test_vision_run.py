@@ -87,9 +87,9 @@ def test_td_from_the_command_to_its_figure(
     vision_teacher,
     tmp_path,
     *('--config.data.dataset=tiny', '--config.teacher.head=probe'),
-    *('--config.data.views=2', '--config.teacher.cache=True'),
+    *('--config.data.fixed_crops=2', '--config.teacher.cache=True'),
     *('--config.steps=48', '--config.eval_every=48'),
-    *('--config.dispatch=12', '--config.log_every=12'),
+    *('--config.steps_per_dispatch=12', '--config.log_every=12'),
   )
   code, table, err = command(*args)
   assert code == 0, err
@@ -331,9 +331,9 @@ _WRONG = pytest.mark.parametrize(
     (('--config.data.test=tset',), 2, "Did you mean 'test'?"),
     (('--config.data.memory=disk',), 2, 'none of: device, stream'),
     (
-      ('--config.data.memory=stream', '--config.data.views=2'),
+      ('--config.data.memory=stream', '--config.data.fixed_crops=2'),
       2,
-      'config.data.views is 2',
+      'config.data.fixed_crops is 2',
     ),
     (('--config.teacher.cache=True',), 2, 'config.teacher.cache is True'),
     (('--config.teacher.checkpoint=nowhere',), 65, 'nowhere'),

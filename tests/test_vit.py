@@ -546,7 +546,7 @@ def test_networks_of_two_widths_talk():
     message=4,
     dropout=0.0,
     distance=losses.l2,
-    student_sends_high=True,
+    student_encodes_high=True,
     k=2,
   )
 

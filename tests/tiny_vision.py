@@ -130,7 +130,7 @@ def get_config(arg=''):
   for term in ('interact', 'message', 'state'):
     config.distill.weights[term] = 1e-3
   config.update({'steps': 6, 'batch_size': 8, 'eval_batch': 64})
-  config.update({'dispatch': 1, 'log_every': 3, 'eval_every': 6})
+  config.update({'steps_per_dispatch': 1, 'log_every': 3, 'eval_every': 6})
   config.optim.update({'learning_rate': 0.3, 'warmup': 2})
   config.teacher.head = 'stored'  # A probe takes seconds.
   config.teacher.cache, config.data.augment = False, 'inception'

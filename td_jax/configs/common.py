@@ -78,7 +78,7 @@ def published(checkpoint, model):
   cfg.cache = False  # Compute its states on x only once.
   # Where its head, its scores and, if cached, its states are kept for other
   # runs; '': the run's own folder, and there its head alone.
-  cfg.kept = ''
+  cfg.cache_dir = ''
   return cfg
 
 
@@ -96,7 +96,9 @@ def images(dataset, splits, *, classes, size, memory):
   cfg.area = (0.05, 1.0)  # Share of the image that a crop has.
   cfg.smaller_side = 0  # Of streams, to evaluate the middle of; 0: stretch.
   cfg.skip_corrupt = False  # Of streams: leave out images that are damaged.
-  cfg.views = 0  # So many fixed crops of an image; 0: a new one each time.
+  cfg.fixed_crops = (
+    0  # So many fixed crops of an image; 0: a new one each time.
+  )
   cfg.mean = (127.5, 127.5, 127.5)  # Grey levels: (x - mean) / std.
   cfg.std = (127.5, 127.5, 127.5)
   return cfg
@@ -109,7 +111,7 @@ def learner(
   cfg = ml_collections.ConfigDict()
   cfg.steps = steps  # Updates.
   cfg.batch_size = batch_size  # Global. The devices must divide it.
-  cfg.dispatch = 50  # Steps that the devices run at one command.
+  cfg.steps_per_dispatch = 50  # Steps that the devices run at one command.
   cfg.log_every = 50  # Steps between rows of metrics.jsonl.
   cfg.eval_every = 100  # Steps between validations and checkpoints.
 
@@ -124,7 +126,7 @@ def learner(
   cfg.optim.momentum = 0.9  # Of sgd.
   cfg.optim.clip = clip  # Global norm of the gradient; 0 does not clip.
   # Skip a step whose loss is so many times its running mean; 0 skips none.
-  cfg.optim.skip_above = 0.0
+  cfg.optim.skip_loss_above = 0.0
   return cfg
 
 
@@ -147,7 +149,7 @@ def distill(**weights):
   cfg.logit_distance = 'l2'  # Of outputs.
   cfg.temperature = 1.0  # Of kl.
   cfg.interact_target = 'chained'  # Algorithm 1; or original, section 3.3.
-  cfg.student_sends = 'low_and_high'  # Or low.
+  cfg.student_encodes = 'low_and_high'  # Or low.
   cfg.noise = 0.0  # On what the teacher interprets, in RMS; paper's is 0.1.
   cfg.feature_target = 'both'  # FD: who learns; or teacher, which is fixed.
   cfg.hint_direction = 'paper'  # FitNet: teacher into student; or original.
@@ -166,8 +168,12 @@ def run():
   cfg.student_init = 'random'  # Of a ViT: first_n, uniform too.
   cfg.distill = distill()
   cfg.parallel = parallel()
-  cfg.refit = False  # Train on train + validation, for the test score.
-  cfg.select = True  # Before a refit: train without it, to score validation.
+  cfg.refit_on_validation = (
+    False  # Train on train + validation, for the test score.
+  )
+  cfg.score_before_refit = (
+    True  # Before a refit: train without it, to score validation.
+  )
   cfg.test = True  # Score the test split; False while settings are chosen.
   cfg.eval_batch = 2048  # Examples a device; no score depends on it.
   cfg.checkpoint = ''  # --mode=eval: the run to evaluate; '': the workdir.

@@ -39,7 +39,9 @@ def get_config(arg: str = '') -> Any:
   cfg.data = ml_collections.ConfigDict()
   cfg.data.dir = ''  # '': where TFDS keeps its data.
   cfg.data.genre = '' if args.method == 'teacher' else args.genre  # '': all.
-  cfg.data.until = 1.0  # Share of the training ratings, by time, to be used.
+  cfg.data.train_fraction = (
+    1.0  # Share of the training ratings, by time, to be used.
+  )
 
   cfg.update(
     common.learner(
@@ -66,13 +68,13 @@ def get_config(arg: str = '') -> Any:
 
   cfg.k = 1
   cfg.distill = common.distill(**_CHOSEN.get(args.method, {}))
-  cfg.refit = True
+  cfg.refit_on_validation = True
 
   if args.runlocal:
     cfg.seeds = 2
     learners: list[Any] = [cfg, cfg.teacher]
     for run in learners:
-      run.steps, run.dispatch = 60, 20
+      run.steps, run.steps_per_dispatch = 60, 20
       run.log_every, run.eval_every = 20, 20
       run.optim.warmup = 10
   return cfg

@@ -72,7 +72,7 @@ def config(
     )
   )
   cfg.optim.warmup = 500
-  cfg.dispatch, cfg.log_every, cfg.eval_every = 1, 100, 1000
+  cfg.steps_per_dispatch, cfg.log_every, cfg.eval_every = 1, 100, 1000
   cfg.eval_batch = 128
 
   cfg.teacher = common.published(
@@ -85,7 +85,7 @@ def config(
   if small:
     cfg.k = 1
     cfg.batch_size, cfg.optim.warmup = 32, 20
-    cfg.steps, cfg.dispatch = 100, 10
+    cfg.steps, cfg.steps_per_dispatch = 100, 10
     cfg.log_every, cfg.eval_every = 10, 100
     cfg.distill.hidden = cfg.distill.message = 256
     cfg.distill.weights.update(_LAPTOP_WEIGHTS.get(args.method, {}))
@@ -98,7 +98,7 @@ def config(
     cfg.data.mean, cfg.data.std = _IMAGENET_MEAN, _IMAGENET_STD
   if args.runlocal:
     cfg.batch_size, cfg.steps, cfg.optim.warmup = 16, 6, 2
-    cfg.dispatch, cfg.log_every, cfg.eval_every = 2, 2, 6
+    cfg.steps_per_dispatch, cfg.log_every, cfg.eval_every = 2, 2, 6
     _shorten(cfg.data, 200)
     for part in ('validation', 'test'):
       cfg.data[part] = f'{str(cfg.data[part]).split("[")[0]}[:100]'

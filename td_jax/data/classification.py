@@ -56,23 +56,23 @@ def check(config: types.Config) -> None:
       "config.data.augment is 'none', and config.data.memory='stream' crops; "
       "take augment='inception', or memory='device'."
     )
-  if data.views < 0 or (
-    data.views and (data.memory == 'stream' or data.augment == 'none')
+  if data.fixed_crops < 0 or (
+    data.fixed_crops and (data.memory == 'stream' or data.augment == 'none')
   ):
     raise errors.ConfigError(
-      f'config.data.views is {data.views}; it must be at least 0, and 0 for '
+      f'config.data.fixed_crops is {data.fixed_crops}; it must be at least 0, and 0 for '
       "config.data.memory='stream' or config.data.augment='none'."
     )
-  if config.refit:
+  if config.refit_on_validation:
     raise errors.ConfigError(
-      'config.refit is True, which is for MovieLens; for images name more '
+      'config.refit_on_validation is True, which is for MovieLens; for images name more '
       'examples in config.data.train.'
     )
   if config.teacher.cache and not _is_fixed(data):
     raise errors.ConfigError(
       'config.teacher.cache is True, but what the teacher sees of an image '
       "changes from epoch to epoch; take config.data.augment='none', a number "
-      'of config.data.views, or config.teacher.cache=False.'
+      'of config.data.fixed_crops, or config.teacher.cache=False.'
     )
 
 
@@ -114,10 +114,10 @@ def _in_memory(data, log):
     for name in ('train', 'validation', 'test')
   }
   splits = {name: _columns(part) for name, part in parts.items()}
-  if data.views:
+  if data.fixed_crops:
     # Each view is an example of its own; its crop depends on its id alone.
     splits['train'] = jax.tree.map(
-      lambda leaf: np.concatenate([leaf] * data.views), splits['train']
+      lambda leaf: np.concatenate([leaf] * data.fixed_crops), splits['train']
     )
   told = ''.join(part.fingerprint for part in parts.values())
   names = parts['train'].class_names
@@ -138,31 +138,31 @@ def _task(data, splits, fingerprint):
   resident = isinstance(splits['train'], types.Batch)
   return task_lib.Task(
     name=data.dataset,
-    facts={
+    metadata={
       'dataset': data.dataset,
       # A view is none of its own.
-      'train_examples': _count(splits['train']) // max(data.views, 1),
+      'train_examples': _count(splits['train']) // max(data.fixed_crops, 1),
     },
     **splits,
     model_args={'classes': data.classes},
-    cost='cross_entropy',
+    task_loss='cross_entropy',
     metric='accuracy',
     fingerprint=fingerprint,
-    controls=lambda: _controls(splits) if resident else {},
-    pick=(_pick_columns if resident else _pick_streamed)(data),
+    baselines=lambda: _baselines(splits) if resident else {},
+    make_batch=(_make_columns if resident else _make_streamed)(data),
   )
 
 
-def _pick_columns(data):
+def _make_columns(data):
   """(columns, ids [b], key) -> Batch with x float32 [b, size, size, 3]."""
   scale = preprocess.Scale(data.mean, data.std)
 
-  def pick(columns, ids, key):
+  def make_batch(columns, ids, key):
     batch = columns.take(ids)
     if key is None or data.augment == 'none':
       x = preprocess.resize(batch.x, data.size)
     else:
-      if data.views:
+      if data.fixed_crops:
         key = jax.random.key(0)  # Of the view, whoever is trained on it.
       x = preprocess.augment(
         batch.x,
@@ -172,24 +172,24 @@ def _pick_columns(data):
       )
     return batch._replace(x=preprocess.normalize(x, scale))
 
-  return pick
+  return make_batch
 
 
-def _pick_streamed(data):
+def _make_streamed(data):
   """(_, Batch of uint8, _) -> Batch with x float32 [b, size, size, 3]."""
   scale = preprocess.Scale(data.mean, data.std)
 
-  def pick(columns, batch, key):
+  def make_batch(columns, batch, key):
     del columns, key  # The stream has cropped and flipped.
     x = batch.x.astype(np.float32)  # cast to fp32: grey levels are uint8
     return batch._replace(x=preprocess.normalize(x, scale))
 
-  return pick
+  return make_batch
 
 
 def _is_fixed(data):
   """Whether what is seen of an example is a function of its id."""
-  return data.augment == 'none' or data.views > 0
+  return data.augment == 'none' or data.fixed_crops > 0
 
 
 def _columns(part):
@@ -202,7 +202,7 @@ def _count(split):
   return len(split.mask) if isinstance(split, types.Batch) else len(split)
 
 
-def _controls(splits):
+def _baselines(splits):
   """Accuracy of always naming the class that has most training examples."""
   most = np.bincount(splits['train'].y).argmax()
   return {

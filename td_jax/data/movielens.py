@@ -2,8 +2,8 @@
 
 Ratings come sorted by (timestamp, user, movie). The first 90% are for training,
 the last 10% for the test, cut before any choice of genre; validation is the
-last 10% of the training part, and is trained on too where `config.refit` says
-so. `config.data.until` ends the training part earlier, to validate on another
+last 10% of the training part, and is trained on too where `config.refit_on_validation` says
+so. `config.data.train_fraction` ends the training part earlier, to validate on another
 time. A movie belongs to every genre it lists.
 
 An id that the network's own training rows do not hold is row 0, the unknown
@@ -45,10 +45,10 @@ class Parts(NamedTuple):
 
 def check(config: types.Config) -> None:
   """Raises a ConfigError; a genre is looked up in the data, later."""
-  until = config.data.until
-  if not 0 < until <= 1:
+  train_fraction = config.data.train_fraction
+  if not 0 < train_fraction <= 1:
     raise errors.ConfigError(
-      f'config.data.until is {until}; it is a share of the training ratings, '
+      f'config.data.train_fraction is {train_fraction}; it is a share of the training ratings, '
       'above 0 and at most 1.'
     )
 
@@ -62,8 +62,8 @@ def load(config: types.Config, *, log=print) -> task.Task:
   """
   ratings = sources.movielens_100k(config.data.dir, log=log)
   genre = config.data.genre
-  everything = parts(ratings, until=config.data.until)
-  selecting = parts(ratings, genre, until=config.data.until)
+  everything = parts(ratings, train_fraction=config.data.train_fraction)
+  selecting = parts(ratings, genre, train_fraction=config.data.train_fraction)
   for name, rows in selecting._asdict().items():
     if not len(rows):
       raise errors.DataError(
@@ -71,7 +71,7 @@ def load(config: types.Config, *, log=print) -> task.Task:
         f'dense genres are {", ".join(GENRES)}.'
       )
   chosen = selecting
-  if config.refit:
+  if config.refit_on_validation:
     everything, chosen = _refit(everything), _refit(selecting)
   student = _vocabulary(ratings, chosen.train)
   teacher = _vocabulary(ratings, everything.train)
@@ -90,9 +90,9 @@ def load(config: types.Config, *, log=print) -> task.Task:
 
   return task.Task(
     name=genre or 'all genres',
-    facts={'genre': genre},
+    metadata={'genre': genre},
     train=split('train'),
-    validation=None if config.refit else split('validation'),
+    validation=None if config.refit_on_validation else split('validation'),
     test=split('test'),
     model_args={
       'users': int(ratings.user_id.max()) + 1,
@@ -100,22 +100,22 @@ def load(config: types.Config, *, log=print) -> task.Task:
       'words': int(words.max()) + 1,
       'mean': float(ratings.rating[chosen.train].mean()),
     },
-    cost='squared_error',
+    task_loss='squared_error',
     metric='rmse',
     fingerprint=ratings.fingerprint,
-    controls=lambda: _controls(ratings, selecting, chosen),
+    baselines=lambda: _baselines(ratings, selecting, chosen),
   )
 
 
 def parts(
-  ratings: sources.Ratings, genre: str = '', *, until: float = 1.0
+  ratings: sources.Ratings, genre: str = '', *, train_fraction: float = 1.0
 ) -> Parts:
   """Cuts ratings by time, then keeps the rows of `genre` ('': all).
 
-  Of the training part only the first share `until` is there.
+  Of the training part only the first share `train_fraction` is there.
   """
   test = int(len(ratings.rating) * TRAIN)
-  end = int(test * until)
+  end = int(test * train_fraction)
   fit = int(end * FIT)
   if genre:
     errors.choose('config.data.genre', genre, ratings.genre_names)
@@ -176,7 +176,7 @@ def _features(ratings, rows, vocabulary, words):
   }
 
 
-def _controls(ratings, selecting, chosen):
+def _baselines(ratings, selecting, chosen):
   """Validation and test RMSE of two models that need no network.
 
   `mean rating` answers the mean of the training rows. `user+movie bias` adds a

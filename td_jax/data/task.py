@@ -1,4 +1,4 @@
-"""What a dataset is to the rest of the package."""
+"""The interface between a dataset and the rest of the package."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -12,16 +12,17 @@ Split = types.Batch | feed.Stream  # Columns with leaves [n, ...], or streamed.
 
 
 class Task(NamedTuple):
-  """One downstream task: three splits, and what they mean."""
+  """One downstream task: its three splits and what they mean."""
 
-  name: str  # For tables and progress.
-  facts: Mapping[str, Any]  # What results.json says of it.
+  name: str  # Shown in tables and progress lines.
+  metadata: Mapping[str, Any]  # Copied into results.json.
   train: Split
-  validation: Split | None  # None where it is trained on too.
+  validation: Split | None  # None if it is part of `train`.
   test: Split
-  model_args: Mapping[str, Any]  # What the data say about a network's shape.
-  cost: str  # Of `losses.COSTS`.
-  metric: str  # Of `metrics.METRICS`.
-  fingerprint: str  # Of the records: a resumed run insists on the same.
-  controls: Callable[[], dict[str, dict[str, float]]]  # Network-free scores.
-  pick: feed.Pick | None = None  # Of `feed.feed`, for all splits.
+  model_args: Mapping[str, Any]  # Network settings that follow from the data.
+  task_loss: str  # A key of `losses.TASK_LOSSES`.
+  metric: str  # A key of `metrics.METRICS`.
+  fingerprint: str  # SHA-256 of the records; a resumed run must match it.
+  # Scores of models without a network: {name: {split: score}}.
+  baselines: Callable[[], dict[str, dict[str, float]]]
+  make_batch: feed.MakeBatch | None = None  # Passed to `feed.feed`.

@@ -67,7 +67,7 @@ def _talking(config, weigh: Weigh) -> Term:
     message=distill.message,
     dropout=distill.dropout,
     distance=_distance(distill.distance, distill),
-    student_sends_high=distill.student_sends == 'low_and_high',
+    student_encodes_high=distill.student_encodes == 'low_and_high',
     k=config.k,
     original_target=distill.interact_target == 'original',
     noise=distill.noise,
@@ -95,7 +95,7 @@ def build(
   Args:
     name: Of `METHODS`.
     config: A whole one; `k` and `distill` are read.
-    cost: The task's own, of `losses.COSTS`.
+    cost: The task's own, of `losses.TASK_LOSSES`.
     start: Step before which the student learns from its task alone.
 
   Returns:
@@ -114,9 +114,9 @@ def build(
       f'config.distill.logit_distance is {logit_distance!r}, which says '
       "nothing of one number a row; for ratings it must be 'l2'."
     )
-  weigh = functools.partial(schedules.weight, start=start)
+  weigh = functools.partial(schedules.build, start=start)
   terms = {term: make(config, weigh) for term, make in METHODS[name].items()}
-  return base.combine(task=(1.0, task.task(losses.COSTS[cost])), **terms)
+  return base.combine(task=(1.0, task.task(losses.TASK_LOSSES[cost])), **terms)
 
 
 def needs_teacher(name: str) -> bool:

@@ -68,7 +68,7 @@ def is_off(weight: Weight) -> bool:
   return not callable(weight) and weight == 0
 
 
-def weigh(weight: Weight, step: types.Array, cost: types.Array) -> Any:
+def scaled(weight: Weight, step: types.Array, cost: types.Array) -> Any:
   """`cost` times `weight`, or times the schedule's value at `step`."""
   return (weight(step) if callable(weight) else weight) * cost
 
@@ -94,7 +94,7 @@ def combine(**terms: tuple[Weight, Method]) -> Method:
       cost, parts = method.loss(
         params.get(name, NO_PARAMS), own(lesson, number)
       )
-      total += weigh(weight, lesson.step, cost)
+      total += scaled(weight, lesson.step, cost)
       report[name] = cost
       report |= {f'{name}/{part}': value for part, value in parts.items()}
     return total, report

@@ -36,10 +36,10 @@ def feature(
 
   def loss(params, lesson):
     student, teacher = jax.random.split(lesson.rng)
-    message_g = layers.call(
+    message_g = layers.apply(
       encoder, params['student'], lesson.student.states, key=student
     )
-    message_h = layers.call(
+    message_h = layers.apply(
       encoder,
       params[teacher_name],
       lesson.teacher.states,
@@ -48,13 +48,13 @@ def feature(
     if fixed_teacher:
       message_h = lax.stop_gradient(message_h)
     return distance(message_g, message_h), {
-      'spread': spread(message_h, lesson.batch.mask)
+      'spread': message_variance(message_h, lesson.batch.mask)
     }
 
   return base.Method(init, loss)
 
 
-def spread(messages, mask):
+def message_variance(messages, mask):
   """[b]: squared distance of each message from their mean, over `mask` [b].
 
   Its mean over the batch is the variance of messages; 0 is a collapse. Under

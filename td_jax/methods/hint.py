@@ -39,7 +39,7 @@ def hint(
 
   def loss(params, lesson):
     decoder, message, hearer = roles(lesson)
-    heard = layers.call(decoder, params, message, key=lesson.rng)
+    heard = layers.apply(decoder, params, message, key=lesson.rng)
     # Of two sides the second is the one that is believed: the teacher's.
     pair = (heard, hearer) if original else (hearer, heard)
     return losses.between_states(distance, *pair), {}

@@ -84,7 +84,7 @@ def cross_entropy(output: types.Array, y: types.Array) -> types.PerExample:
   return -jnp.take_along_axis(log_p, y[:, None], axis=-1)[:, 0]
 
 
-COSTS: dict[str, Distance] = {
+TASK_LOSSES: dict[str, Distance] = {
   'squared_error': squared_error,
   'cross_entropy': cross_entropy,
 }

@@ -33,7 +33,7 @@ def check_weight(name: str, spec: Any) -> None:
     )
 
 
-def weight(spec: Spec, *, start: int = 0) -> float | optax.Schedule:
+def build(spec: Spec, *, start: int = 0) -> float | optax.Schedule:
   """The schedule of `spec`, 0 before step `start`; numbers stay numbers."""
   if isinstance(spec, (int, float)):
     if not start or not spec:

@@ -33,7 +33,7 @@ def talking(
   message: int,
   dropout: float,
   distance: losses.Distance,
-  student_sends_high: bool,
+  student_encodes_high: bool,
   **conversation,
 ) -> base.Method:
   """Student and teacher talk; both sides' encoders and decoders are learnt.
@@ -45,7 +45,7 @@ def talking(
     message: Width of a message.
     dropout: Rate inside encoders and decoders.
     distance: d of all three losses.
-    student_sends_high: Whether the student encodes its high state too; if
+    student_encodes_high: Whether the student encodes its high state too; if
       not, its messages speak of its low state alone (section 6.1).
     **conversation: Of `talk.converse`: k, original_target, noise, remat,
       unroll.
@@ -58,7 +58,7 @@ def talking(
 
   def sent(states):
     """The part of its states that the student encodes."""
-    return states if student_sends_high else states[:1]
+    return states if student_encodes_high else states[:1]
 
   def init(rng, lesson):
     base.check_tokens(lesson)
@@ -76,7 +76,7 @@ def talking(
 
   def speaker(params, name, side, sends):
     def apply(module, part, value, key):
-      return layers.call(module, params[f'{name}_{part}'], value, key=key)
+      return layers.apply(module, params[f'{name}_{part}'], value, key=key)
 
     return talk.Speaker(
       states=side.states,
@@ -109,11 +109,11 @@ def talking(
     for name, weight in weights._asdict().items():
       if not base.is_off(weight):
         report[name] = costs[name]()
-        total += base.weigh(weight, lesson.step, report[name])
+        total += base.scaled(weight, lesson.step, report[name])
     if 'interact' in report:
       for i, cost in enumerate(transcript.interact):
         report[f'interact_{i}'] = cost
-    report['spread'] = feature.spread(
+    report['spread'] = feature.message_variance(
       opening.student_message, lesson.batch.mask
     )
     return total, report

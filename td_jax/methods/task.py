@@ -5,7 +5,7 @@ from td_jax.methods import losses
 
 
 def task(cost: losses.Distance) -> base.Method:
-  """The student learns from the labels; `cost` is of `losses.COSTS`."""
+  """The student learns from the labels; `cost` is of `losses.TASK_LOSSES`."""
   return base.stateless(
     lambda lesson: (cost(lesson.student.output, lesson.batch.y), {})
   )

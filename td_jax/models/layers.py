@@ -19,7 +19,7 @@ from jax import numpy as jnp
 from td_jax import types
 
 
-def call(
+def apply(
   module: nn.Module,
   params: types.PyTree,
   *inputs: Any,

@@ -45,7 +45,7 @@ def interpreter(
   """low -> high of `model` with these weights; dropout only if `train`."""
 
   def interpret(low, key):
-    return layers.call(
+    return layers.apply(
       model,
       variables,
       low,
@@ -64,7 +64,7 @@ def side(
   key: types.Key | None = None,
 ) -> Side:
   """Runs `model` on `x`, as in training if there is a dropout key."""
-  low, high, output = layers.call(model, variables, x, key=key)
+  low, high, output = layers.apply(model, variables, x, key=key)
   return Side(
     states=types.States(low, high),
     output=output,

@@ -96,7 +96,7 @@ def _features(config, task, params, *, model, teacher, examples):
     dropout=config.distill.dropout,
   )
   own_encoders = _encoders(params['method'])
-  sends_low = config.distill.student_sends == 'low'
+  sends_low = config.distill.student_encodes == 'low'
 
   @jax.jit
   def run(params, encoders, variables, batch):
@@ -105,13 +105,13 @@ def _features(config, task, params, *, model, teacher, examples):
     found = {'low': (own.low, other.low), 'high': (own.high, other.high)}
     if encoders:
       found['message'] = (
-        layers.call(encoder, encoders[0], own[:1] if sends_low else own),
-        layers.call(encoder, encoders[1], other),
+        layers.apply(encoder, encoders[0], own[:1] if sends_low else own),
+        layers.apply(encoder, encoders[1], other),
       )
     # All tokens of an example make one feature.
     return jax.tree.map(lambda leaf: leaf.reshape(len(leaf), -1), found)
 
-  feed = feed_lib.feed(task.test, task.pick)
+  feed = feed_lib.feed(task.test, task.make_batch)
   room = np.full(task.model_args['classes'], examples)
   parts, labels = [], []
   for batch in evaluate.batches(feed, config.eval_batch):

@@ -14,7 +14,7 @@ from td_jax import errors
 from td_jax import methods
 from td_jax.paper import numbers
 from td_jax.paper import table_specs
-from td_jax.run import report
+from td_jax.training import statistics
 
 Cell = Mapping[str, Any]  # A line of results/movielens.jsonl or images.jsonl.
 
@@ -192,7 +192,9 @@ class Found:
     """Standard error of its mean over columns, paired over seeds; or None."""
     scores, scratch = self.paired(row, 'scratch')
     change = (scores - scratch) / scratch.mean(axis=1, keepdims=True)
-    return report.spread(100 * change.mean(axis=0))['standard_error']
+    return statistics.mean_and_stderr(100 * change.mean(axis=0))[
+      'standard_error'
+    ]
 
   def best_baseline(self, row):
     """Of the other rows that are baselines, by mean; None if there is none."""
@@ -219,7 +221,7 @@ def _joined(runs, seeds):
   return {
     **runs[-1],
     'seeds': kept,
-    'test': report.spread(scores),
+    'test': statistics.mean_and_stderr(scores),
     'seconds': sum(seconds),
     'commits': set(commits),
   }
@@ -263,7 +265,7 @@ def _apart(found, row, other):
   if other not in found.rows:
     return ''
   ours, theirs = found.paired(row, other)
-  gap = report.spread((ours - theirs).mean(axis=0))
+  gap = statistics.mean_and_stderr((ours - theirs).mean(axis=0))
   count = len(gap['per_seed'])
   if count < 2:
     return f'{gap["mean"]:+.4f} to {other}'

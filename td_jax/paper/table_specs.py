@@ -117,10 +117,10 @@ def config(
   method, changes = _CHANGES.get(row, (row.split(',', maxsplit=1)[0], {}))
   if domain == 'movielens':
     cfg = movielens_config.get_config(f'genre={column},method={method}')
-    cfg.select = False  # Settings were chosen before: tune.py.
+    cfg.score_before_refit = False  # Settings were chosen before: tune.py.
   else:
     cfg = _IMAGES[column].get_config(f'laptop,method={method}')
-    cfg.teacher.kept = kept
+    cfg.teacher.cache_dir = kept
   cfg.seed, cfg.seeds, cfg.teacher.checkpoint = seeds.start, len(seeds), teacher
   cfg.update_from_flattened_dict(changes)
   if row == LONGER:

@@ -34,10 +34,10 @@ from td_jax.paper import table_specs
 from td_jax.paper import tables
 from td_jax.run import experiment
 from td_jax.run import preemption
-from td_jax.run import report
 from td_jax.run import saved
 from td_jax.run import train
 from td_jax.storage import results_log
+from td_jax.training import statistics
 
 FILES = {'movielens': 'search.jsonl', 'images': 'search_images.jsonl'}
 # Where a method's settings are tried: the densest and the sparsest genre.
@@ -66,7 +66,7 @@ def _weights(values, logit, **others):
 
 
 _MANY = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-_WINDOWS = ('1.0', '0.9', '0.8')  # Of a teacher: config.data.until.
+_WINDOWS = ('1.0', '0.9', '0.8')  # Of a teacher: config.data.train_fraction.
 # What is searched: {domain: {what: {key of the config: values}}}.
 SPACES: Mapping[str, Mapping[str, Mapping[str, tuple[Any, ...]]]] = {
   'movielens': {
@@ -159,10 +159,10 @@ def run(
         teacher=folder,
         kept=str(workdir / 'kept'),
       )
-      config.test = config.refit = False
+      config.test = config.refit_on_validation = False
       config.update_from_flattened_dict(settings)
       if what == 'teacher':
-        config.data.until = float(column)
+        config.data.train_fraction = float(column)
         found = _teach(config, watch)
       else:
         found = _run(config, watch)
@@ -264,7 +264,7 @@ def _teach(config, watch):
       'seconds': found.get('seconds', 0.0) + results['seconds'],
       'commit': results['commit'],
     }
-  return found | {'validation': report.spread(np.asarray(scores))}
+  return found | {'validation': statistics.mean_and_stderr(np.asarray(scores))}
 
 
 def _score(config, folder, genre):

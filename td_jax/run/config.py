@@ -31,12 +31,12 @@ _CHOICES = {
   'distill.interact_target': ('chained', 'original'),
   'distill.feature_target': ('both', 'teacher'),
   'distill.hint_direction': ('paper', 'original'),
-  'distill.student_sends': ('low_and_high', 'low'),
+  'distill.student_encodes': ('low_and_high', 'low'),
 }
 # The keys of a config that may differ when a run is resumed.
 _FREE = (
   'allow_changed_config', 'checkpoint', 'parallel.', 'data.dir', 'eval_batch',
-  'teacher.kept',
+  'teacher.cache_dir',
 )  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def as_teacher(config: types.Config) -> types.Config:
 def as_selection(config: types.Config) -> types.Config:
   """The run that validation scores: as `config`, but without the refit."""
   own = config.copy_and_resolve_references()
-  own.refit = own.test = False
+  own.refit_on_validation = own.test = False
   return own
 
 
@@ -125,7 +125,7 @@ def completed(stored: dict[str, Any]) -> dict[str, Any]:
   for learner in (stored, stored.get('teacher')):
     recipe = learner.get('optim') if isinstance(learner, dict) else None
     if isinstance(recipe, dict):  # What is damaged is left to whoever reads on.
-      recipe.setdefault('skip_above', 0.0)
+      recipe.setdefault('skip_loss_above', 0.0)
   return stored
 
 
@@ -152,16 +152,25 @@ def _learner(config, name):
       f'{name}.optim.learning_rate is {config.optim.learning_rate}; it must '
       'be above 0.'
     )
-  for field in ('warmup', 'weight_decay', 'clip', 'skip_above'):
+  for field in ('warmup', 'weight_decay', 'clip', 'skip_loss_above'):
     _at_least(config, f'optim.{field}', 0, name)
-  if 0 < config.optim.skip_above <= 1:
+  if 0 < config.optim.skip_loss_above <= 1:
     raise errors.ConfigError(
-      f'{name}.optim.skip_above is {config.optim.skip_above}, which would skip '
+      f'{name}.optim.skip_loss_above is {config.optim.skip_loss_above}, which would skip '
       'losses that are no spikes; it must be above 1, or 0 to skip none.'
     )
-  for field in ('steps', 'batch_size', 'dispatch', 'log_every', 'eval_every'):
+  for field in (
+    'steps',
+    'batch_size',
+    'steps_per_dispatch',
+    'log_every',
+    'eval_every',
+  ):
     _at_least(config, field, 1, name)
-  for field, of in (('log_every', 'dispatch'), ('eval_every', 'log_every')):
+  for field, of in (
+    ('log_every', 'steps_per_dispatch'),
+    ('eval_every', 'log_every'),
+  ):
     if config[field] % config[of]:
       raise errors.ConfigError(
         f'{name}.{field} is {config[field]}; it must be a multiple of '

@@ -17,12 +17,12 @@ from td_jax.data import task as task_lib
 from td_jax.devices import parallel as parallel_lib
 from td_jax.models import split
 from td_jax.models import students
-from td_jax.run import report
 from td_jax.run import teachers
 from td_jax.training import evaluate
 from td_jax.training import metrics
 from td_jax.training import optim
 from td_jax.training import scan
+from td_jax.training import statistics
 from td_jax.training import step as step_lib
 
 
@@ -45,7 +45,7 @@ def build(
 ) -> Experiment:
   """The training of `config.method`; without a teacher that of `scratch`."""
   model = models.build(config.model, task.model_args)
-  feed = feed_lib.feed(task.train, task.pick)
+  feed = feed_lib.feed(task.train, task.make_batch)
   variables = teacher.variables if teacher else None
   # Of a student that starts from a teacher and is left alone there is none.
   talks = teacher if methods.needs_teacher(config.method) else None
@@ -71,13 +71,14 @@ def build(
 
   def rows(start, stop):
     each = [
-      feed.rows(seed, config.batch_size, start, stop, part) for seed in seeds
+      feed.train_rows(seed, config.batch_size, start, stop, part)
+      for seed in seeds
     ]
     return jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *each)
 
   return Experiment(
     train=parallel.compile(
-      train_program(parts, feed.pick, parallel), axis=2, updates=True
+      train_program(parts, feed.make_batch, parallel), axis=2, updates=True
     ),
     fixed=(
       parallel.place(variables if talks else None),
@@ -98,7 +99,7 @@ def abstract(
 
   Nothing is loaded or run: `parallel` may have the devices of another machine.
   """
-  feed = feed_lib.feed(task.train, task.pick)
+  feed = feed_lib.feed(task.train, task.make_batch)
   example = feed_lib.example(feed)
   teacher, variables = None, None
   if methods.needs_teacher(config.method):
@@ -114,10 +115,10 @@ def abstract(
     lambda leaf: jax.ShapeDtypeStruct(
       (1, config.seeds, config.batch_size, *leaf.shape[2:]), leaf.dtype
     ),
-    feed.rows(0, 1, 0, 1, slice(0, 1)),
+    feed.train_rows(0, 1, 0, 1, slice(0, 1)),
   )
   return parallel.abstract(
-    train_program(parts, feed.pick, parallel),
+    train_program(parts, feed.make_batch, parallel),
     state,
     (variables, feed.columns),
     rows,
@@ -130,7 +131,7 @@ def abstract_state(
 ) -> tuple[nn.Module, step_lib.TrainState]:
   """The student, and a state of shapes."""
   model = models.build(config.model, task.model_args)
-  example = feed_lib.example(feed_lib.feed(task.train, task.pick))
+  example = feed_lib.example(feed_lib.feed(task.train, task.make_batch))
   parts = step_parts(config, task, model, teacher)
 
   def init(seed):
@@ -170,7 +171,7 @@ def step_parts(
     'method': methods.build(
       config.method if config.method in methods.METHODS else 'scratch',
       config=config,
-      cost=task.cost,
+      cost=task.task_loss,
       start=config.stages[0],
     ),
     'optimizer': optim.build(
@@ -182,15 +183,15 @@ def step_parts(
 
 def train_program(
   parts: dict[str, Any],
-  pick: feed_lib.Pick,
+  make_batch: feed_lib.MakeBatch,
   parallel: parallel_lib.Parallel,
 ) -> Callable[..., Any]:
   """`scan.train` of this step; `axis_name` is still to be given."""
   return functools.partial(
     scan.train,
     step=functools.partial(step_lib.train_step, **parts),
-    pick=pick,
-    apart=parallel.platform == 'cpu',
+    make_batch=make_batch,
+    unroll_seeds=parallel.platform == 'cpu',
   )
 
 
@@ -209,7 +210,7 @@ def scorer(
   if isinstance(part, types.Batch):
     part = part._replace(teacher_x=None)
   return evaluate.scorer(
-    feed_lib.feed(part, task.pick),
+    feed_lib.feed(part, task.make_batch),
     model=model,
     metric=metrics.METRICS[task.metric],
     parallel=parallel,
@@ -235,7 +236,7 @@ def scores(
   found: dict[str, Any] = {'teacher': None}
   for name, part in splits.items():
     score = scorer(config, model, part, task=task, parallel=parallel)
-    found[name] = report.spread(score(students))
+    found[name] = statistics.mean_and_stderr(score(students))
   if teacher:
     one = parallel.place(
       jax.tree.map(lambda leaf: leaf[None], teacher.variables)

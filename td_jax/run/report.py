@@ -1,33 +1,16 @@
 """What a run says at its end: results.json, the closing table, figures."""
 
 from collections.abc import Mapping
-from collections.abc import Sequence
 import functools
 import importlib.metadata
-import math
 import pathlib
 import platform
 import subprocess
 from typing import Any
 
-import numpy as np
-
 from td_jax import errors
 
 _PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-
-
-def spread(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
-  """Mean, standard error of the mean (None for one seed), and each seed's."""
-  values = [float(value) for value in values]
-  error = None
-  if len(values) > 1:
-    error = float(np.std(values, ddof=1) / math.sqrt(len(values)))
-  return {
-    'mean': float(np.mean(values)),
-    'standard_error': error,
-    'per_seed': values,
-  }
 
 
 def figure(width: float, height: float) -> Any:

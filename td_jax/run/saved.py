@@ -57,7 +57,7 @@ def load(folder: types.Path, task: task_lib.Task) -> Saved:
   """
   config = config_of(folder)
   model = models.build(config.model, task.model_args)
-  example = feed.example(feed.feed(task.train, task.pick))
+  example = feed.example(feed.feed(task.train, task.make_batch))
   template = jax.eval_shape(
     lambda: jax.vmap(lambda seed: _best(model, seed, example))(
       jax.numpy.arange(config.seeds)

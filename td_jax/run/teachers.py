@@ -54,7 +54,7 @@ def load(
       weights.
     task: Of the student.
     path: The student's run, where a head that is fitted is kept, unless
-      `teacher.kept` names a folder.
+      `teacher.cache_dir` names a folder.
     folder: A run of ours, of which the first network is taken; or published
       weights, as `pretrained.load` takes them.
     log: Takes lines for whoever watches.
@@ -63,7 +63,7 @@ def load(
     errors.DataError: there is no teacher, or it is damaged or another.
   """
   if not is_published(folder):
-    found = saved.load(paths.seen_from(path, folder), task)
+    found = saved.load(paths.resolve(path, folder), task)
     first = jax.tree.map(lambda leaf: leaf[0], found.variables)
     return Teacher(found.model, first, folder)
   wanted = config.teacher.model
@@ -84,7 +84,11 @@ def load(
       f'{folder} has a head of {found.settings["classes"]} classes, and '
       f"{task.name} has {classes}; take config.teacher.head='probe'."
     )
-  kept = paths.as_path(config.teacher.kept) if config.teacher.kept else None
+  kept = (
+    paths.as_path(config.teacher.cache_dir)
+    if config.teacher.cache_dir
+    else None
+  )
   model, variables = models.build(wanted, task.model_args), found.variables
   keep = _keeper(config, task, variables, kept=kept or path, log=log)
   if config.teacher.head == 'none':
@@ -123,7 +127,7 @@ def _probe(config, task, variables, folder, log):
   }
 
   def features(split):
-    feed = feed_lib.feed(split, task.pick)
+    feed = feed_lib.feed(split, task.make_batch)
     return evaluate.outputs(
       feed, model=model, variables=bare, batch=config.eval_batch
     )

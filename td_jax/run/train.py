@@ -50,7 +50,7 @@ def run(
 ) -> dict[str, Any]:
   """Trains what `config` names in folder `path`, or goes on with it.
 
-  With `config.refit` and `config.select` that is done twice: in path/selection
+  With `config.refit_on_validation` and `config.score_before_refit` that is done twice: in path/selection
   on the fitted part of the training examples, which gives the validation
   scores; then on all of them, which gives the test scores.
 
@@ -79,7 +79,7 @@ def run(
     if needs_teacher and not taught_by:
       taught_by = _teacher(config, path, watch, log)
     selected = None
-    if config.refit and config.select:
+    if config.refit_on_validation and config.score_before_refit:
       selected = run(
         config_lib.as_selection(config),
         path / _SELECTION,
@@ -106,7 +106,7 @@ def run(
       'name': config.name,
       'method': config.method,
       'task': task.name,
-      **task.facts,
+      **task.metadata,
       'k': config.k,
       'seeds': experiment.seeds_of(config),
       'steps': config.steps,
@@ -115,7 +115,7 @@ def run(
       'seconds': seconds + (selected['seconds'] if selected else 0),
       'metric': task.metric,
       'dataset': task.fingerprint,
-      'controls': task.controls(),
+      'controls': task.baselines(),
       **experiment.scores(
         config,
         made.model,
@@ -185,7 +185,7 @@ def evaluate_run(
     parallel=parallel,
   )
   watch.check('nothing to save')
-  if not (trained.refit and trained.select):
+  if not (trained.refit_on_validation and trained.score_before_refit):
     return found
   config = config.copy_and_resolve_references()
   config.checkpoint = str(path / _SELECTION)
@@ -205,7 +205,9 @@ def _teacher(config, path, watch, log):
   """The teacher's folder: what `config` names, or path/teacher, made now."""
   if config.teacher.checkpoint:
     named = paths.absolute(config.teacher.checkpoint)
-    return named if config.refit else _before_refit(path, named, log)
+    return (
+      named if config.refit_on_validation else _before_refit(path, named, log)
+    )
   folder = 'teacher'
   if not (path / folder / 'results.json').exists():
     log(f'first the teacher, in {path / folder}')
@@ -217,10 +219,13 @@ def _before_refit(path, taught_by, log):
   """The teacher that has not seen validation, seen from path/selection."""
   if not taught_by:
     return ''
-  folder = paths.seen_from(path, taught_by)
+  folder = paths.resolve(path, taught_by)
   if (folder / _SELECTION).exists():
     taught_by = f'{taught_by}/{_SELECTION}'
-  elif not teachers.is_published(str(folder)) and saved.config_of(folder).refit:
+  elif (
+    not teachers.is_published(str(folder))
+    and saved.config_of(folder).refit_on_validation
+  ):
     log(
       f'{folder} has learnt from validation, and has no {_SELECTION}/: '
       'validation scores of what it teaches are too good.'
@@ -269,8 +274,8 @@ def _learn(made, config, folder, *, parallel, task, watch, log):
     bar = progress.Bar(name, start=start, total=config.steps, log=log)
     before = time.monotonic()
     ahead, pending = [], record['pending']
-    for step in range(start, config.steps, config.dispatch):
-      stop = min(step + config.dispatch, config.steps)
+    for step in range(start, config.steps, config.steps_per_dispatch):
+      stop = min(step + config.steps_per_dispatch, config.steps)
       state, measured = made.train(state, made.fixed, made.rows(step, stop))
       ahead.append(measured)  # [steps, seeds] each, and not waited for.
       in_row = stop % config.log_every == 0 or stop == config.steps

@@ -22,7 +22,7 @@ def absolute(folder: str) -> str:
   return folder if is_absolute(folder) else os.path.abspath(folder)
 
 
-def seen_from(path: types.Path, folder: str) -> types.Path:
+def resolve(path: types.Path, folder: str) -> types.Path:
   """The path of `folder`, which is absolute or as seen from `path`."""
   return as_path(folder) if is_absolute(folder) else path / folder
 

@@ -39,7 +39,7 @@ def scorer(
   compiled = parallel.compile(
     functools.partial(
       scan.evaluate,
-      pick=feed.pick,
+      make_batch=feed.make_batch,
       step=functools.partial(
         step.eval_step, model=model, measure=metric.measure
       ),
@@ -51,7 +51,7 @@ def scorer(
     # Small, so the host adds up what the devices measured.
     sums = [
       jax.device_get(compiled(students, columns, rows))
-      for rows in feed.whole(batch, parallel.part(batch))
+      for rows in feed.eval_batches(batch, parallel.part(batch))
     ]
     total = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *sums)
     return np.asarray(jax.device_get(metric.score(total)))
@@ -64,7 +64,7 @@ def outputs(
 ) -> tuple[np.ndarray, np.ndarray]:
   """(outputs [n, ...], labels [n]) of a network on all examples of `feed`."""
 
-  run = jax.jit(lambda variables, x: layers.call(model, variables, x)[-1])
+  run = jax.jit(lambda variables, x: layers.apply(model, variables, x)[-1])
   made, labels = [], []
   for found in batches(feed, batch):
     real = found.mask > 0
@@ -75,11 +75,11 @@ def outputs(
 
 def batches(feed: feed_lib.Feed, batch: int) -> Iterator[types.Batch]:
   """All examples of `feed` once, `batch` at a time; padding is at mask 0."""
-  pick = jax.jit(feed.pick)
-  for rows, masks in feed.whole(batch, slice(0, batch)):
+  make_batch = jax.jit(feed.make_batch)
+  for rows, masks in feed.eval_batches(batch, slice(0, batch)):
     for i, mask in enumerate(masks):
       row = jax.tree.map(lambda leaf, i=i: leaf[i], rows)
-      found = pick(feed.columns, row, None)
+      found = make_batch(feed.columns, row, None)
       yield found._replace(mask=np.asarray(found.mask) * mask)
 
 
@@ -101,7 +101,7 @@ def with_teacher_states(
   @jax.jit
   def run(teacher, columns, ids):
     # As in training: any key must do, where caching is sound.
-    found = feed.pick(columns, ids, jax.random.key(0))
+    found = feed.make_batch(columns, ids, jax.random.key(0))
     side = split.side(model, teacher, found.seen_by_teacher)
     return side.states, side.output
 

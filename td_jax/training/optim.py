@@ -109,8 +109,8 @@ def build(
     rate has that many steps less to run.
   """
   optimizer = _build(config, steps, stages)
-  if config.skip_above:
-    return skip_spikes(optimizer, config.skip_above)
+  if config.skip_loss_above:
+    return skip_spikes(optimizer, config.skip_loss_above)
   return optimizer
 
 

@@ -23,8 +23,8 @@ def train(
   rows: types.PyTree,
   *,
   step: Callable[..., tuple[step_lib.TrainState, types.Metrics]],
-  pick: feed.Pick,
-  apart: bool = True,
+  make_batch: feed.MakeBatch,
+  unroll_seeds: bool = True,
   axis_name: str | None,
 ) -> tuple[step_lib.TrainState, types.Metrics]:
   """Trains all seeds for some steps.
@@ -34,8 +34,8 @@ def train(
     fixed: (teacher's variables, what of the split stays on the device).
     rows: Leaves [steps, seeds, b, ...], of `feed.Feed.rows`.
     step: `step.train_step` with all but its arrays given.
-    pick: Of the feed: makes a row a batch.
-    apart: Whether each seed has its own matmuls, in place of one with an axis
+    make_batch: Turns a row into a batch, see `feed.Feed`.
+    unroll_seeds: Whether each seed has its own matmuls, in place of one with an axis
       of seeds. XLA's CPU code is slow at those, and quick at several without:
       while one seed waits another computes.
     axis_name: Of the mapped axis over devices, if there is one.
@@ -49,10 +49,10 @@ def train(
   @jax.jit  # Traced once, for all seeds.
   def seed_step(state, row):
     with jax.named_scope('take'):
-      batch = pick(columns, row, step_lib.input_key(state))
+      batch = make_batch(columns, row, step_lib.input_key(state))
     return one(state, batch, teacher)
 
-  if not apart:
+  if not unroll_seeds:
     return lax.scan(jax.vmap(seed_step), state, rows)
 
   def each_seed(states, row):
@@ -80,7 +80,7 @@ def evaluate(
   rows_and_mask: tuple[types.PyTree, types.Array],
   *,
   step: Callable[[types.PyTree, types.Batch], types.PyTree],
-  pick: feed.Pick,
+  make_batch: feed.MakeBatch,
   axis_name: str | None,
 ) -> types.PyTree:
   """Measures all seeds' students [seeds, ...] on a split, or on a part of it.
@@ -91,7 +91,7 @@ def evaluate(
 
   def body(_, row_and_mask):
     row, mask = row_and_mask
-    batch = pick(columns, row, None)
+    batch = make_batch(columns, row, None)
     batch = batch._replace(mask=batch.mask * mask)
     return None, jax.vmap(lambda student: step(student, batch))(students)
 

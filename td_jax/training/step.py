@@ -157,7 +157,7 @@ def eval_step(
   measure: Callable[[types.Array, types.Batch], types.PyTree],
 ) -> types.PyTree:
   """`measure(output, batch)`: sums that add up over batches and devices."""
-  output = layers.call(model, student, batch.x)[-1]
+  output = layers.apply(model, student, batch.x)[-1]
   return measure(output, batch)
 
 
