@@ -1,16 +1,19 @@
-"""What can go wrong, and the exit code each kind ends the process with.
+"""Errors that a user can act on, and the exit code of each kind.
 
 The codes are an interface: managers of spot instances restart on 75 and leave
-2 to a person. A message is one line: what, its value, the valid choices, the
-mend. `main.py` prints it without a traceback (`--debug` shows that too).
+2 to a person. Every message is one line: what is wrong, its value, the valid
+choices, and how to mend it. `run/command.py` prints it without a traceback;
+`--debug` shows that as well.
 """
 
 from collections.abc import Iterable
 import difflib
 
+_LONGEST = 200  # Characters of a foreign error that fit into a message.
+
 
 class TdError(Exception):
-  """A fault with a message fit to be read by whoever started the run."""
+  """A fault whose message is meant for the person who started the run."""
 
   exit_code = 1
 
@@ -40,24 +43,31 @@ class IOFailedError(TdError):
 
 
 class PreemptedError(TdError):
-  """The process was told to stop; what can be resumed has been saved."""
+  """The process was asked to stop; everything resumable has been saved."""
 
   exit_code = 75
 
 
 def one_line(error: object) -> str:
-  """A short text of an error, on one line."""
-  kind = f'{type(error).__name__}: ' if isinstance(error, Exception) else ''
-  return kind + ' '.join(str(error).split())[:200]
+  """Shortens an exception, or a text, to one line of at most 200 characters.
+
+  The name of the exception's type leads.
+  """
+  text = ' '.join(str(error).split())[:_LONGEST]
+  if isinstance(error, Exception):
+    return f'{type(error).__name__}: {text}'
+  return text
 
 
-def check_rate(what: str, value: float) -> None:
+def check_rate(field: str, value: float) -> None:
   """Raises a ConfigError unless 0 <= value < 1."""
   if not 0 <= value < 1:
-    raise ConfigError(f'{what} is {value}; a rate is at least 0 and below 1.')
+    raise ConfigError(
+      f'{field} is {value}; a rate must be at least 0 and below 1.'
+    )
 
 
-def choose(what: str, value: str, choices: Iterable[str]) -> str:
+def choose(field: str, value: str, choices: Iterable[str]) -> str:
   """Returns `value` if it is one of `choices`, else raises a ConfigError."""
   choices = sorted(choices)
   if value in choices:
@@ -65,5 +75,5 @@ def choose(what: str, value: str, choices: Iterable[str]) -> str:
   near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
   hint = f' Did you mean {near[0]!r}?' if near else ''
   raise ConfigError(
-    f'{what} is {value!r}, which is none of: {", ".join(choices)}.{hint}'
+    f'{field} is {value!r}; choose one of: {", ".join(choices)}.{hint}'
   )

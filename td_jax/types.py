@@ -1,13 +1,14 @@
 """Dimension letters, array aliases and the batch.
 
-  b  examples of a batch            m  width of a message
+  b  examples in a batch            m  width of a message
   t  tokens of an example           d  width of a hidden state
-  k  iterations of a conversation   n  examples of a split
+  k  iterations of a conversation   n  examples in a split
 
-States and messages are `[b, d]` for an MLP and `[b, t, d]` for a ViT; what is
-written for either leaves the middle open, as `*b`.
+States and messages are `[b, d]` for an MLP and `[b, t, d]` for a ViT; types
+that hold for both leave the middle axes open, as `*b`.
 """
 
+from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
 
@@ -19,17 +20,22 @@ Array = jax.Array
 Config = Any  # An ml_collections.ConfigDict; its fields have no static type.
 PyTree = Any
 Path = Any  # A pathlib.Path, or an epath.Path of a bucket.
-Key = jax.Array  # One typed JAX random key, as of `jax.random.key`.
+Key = jax.Array  # One typed JAX random key, as made by `jax.random.key`.
+Log = Callable[[str], None]  # Receives one line of text for the user.
 
 PerExample = jt.Float[jt.Array, ' b']
 Hidden = jt.Float[jt.Array, '*b d']
 Message = jt.Float[jt.Array, '*b m']
-Scalar = jt.Float[jt.Array, '']
 Metrics = dict[str, Array]
 
 
+def no_log(line: str) -> None:
+  """A `Log` that discards its lines."""
+  del line
+
+
 class States(NamedTuple):
-  """The two hidden states that speakers talk about (section 3.1)."""
+  """The two hidden states that a conversation is about (section 3.1)."""
 
   low: Hidden  # s: H[1..l](x)
   high: Hidden  # e: H[l+1..h](low)
@@ -38,11 +44,11 @@ class States(NamedTuple):
 class Batch(NamedTuple):
   """Examples side by side; with n for b, a whole split in columns."""
 
-  x: PyTree  # Leaves [b, ...]: what the student sees.
+  x: PyTree  # Leaves [b, ...]: the student's input.
   y: PyTree  # [b], the label: a rating, or a class.
   mask: PyTree  # float32 [b]: 1 counts, 0 is padding.
-  teacher_x: PyTree = None  # What the teacher sees; None: the same as x.
-  teacher_states: PyTree = None  # (States, output [b, ...]) computed before.
+  teacher_x: PyTree = None  # The teacher's input; None if it is x.
+  teacher_states: PyTree = None  # (States, output [b, ...]), precomputed.
 
   @property
   def seen_by_teacher(self) -> PyTree:
@@ -50,7 +56,7 @@ class Batch(NamedTuple):
     return self.x if self.teacher_x is None else self.teacher_x
 
   def take(self, index: PyTree) -> 'Batch':
-    """Rows `index` [b], none out of bounds, of a split held in columns."""
+    """Gathers rows `index` [b], all in bounds, of a split in columns."""
 
     def rows(column):
       return jnp.asarray(column).at[index].get(mode='promise_in_bounds')

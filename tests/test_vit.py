@@ -584,7 +584,7 @@ def test_other_splits_are_refused_with_the_valid_range(cut):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'gelu': 'erf'}, "model.gelu is 'erf', which is none of: exact, tanh."),
+    ({'gelu': 'erf'}, "model.gelu is 'erf', choose one of: exact, tanh."),
     ({'pooling': 'cls'}, "model.pooling is 'cls', which is none of"),
     ({'class_token': 'yes'}, "model.class_token is 'yes', which is none of"),
     ({'position': 'sincos'}, "Did you mean 'sincos2d'?"),
