@@ -215,7 +215,7 @@ def test_choose():
   with pytest.raises(errors.ConfigError) as e:
     errors.choose('colour', 'redd', ('red', 'blue'))
   assert str(e.value) == (
-    "colour is 'redd', choose one of: blue, red. Did you mean 'red'?"
+    "colour is 'redd'; choose one of: blue, red. Did you mean 'red'?"
   )
   with pytest.raises(errors.ConfigError, match=r'none of: blue, red\.$'):
     errors.choose('colour', 'xyzzy', ('red', 'blue'))

@@ -624,7 +624,7 @@ def test_fixed_positions_must_be_expected(npz):
   ('changes', 'said'),
   [
     ({'model_type': 'swin'}, "model_type is 'swin'; of Hugging Face, vit and"),
-    ({'hidden_act': 'relu'}, "hidden_act is 'relu', choose one of: gelu"),
+    ({'hidden_act': 'relu'}, "hidden_act is 'relu', which is none of: gelu"),
     ({'qkv_bias': False}, 'qkv_bias is False; only True'),
     ({'use_swiglu_ffn': True}, 'use_swiglu_ffn is True; only False'),
     ({'hidden_size': None}, 'hidden_size is None'),

@@ -93,7 +93,7 @@ def test_links_of_the_chip_with_the_fewest(name, links):
 @pytest.mark.parametrize(
   ('name', 'said'),
   [
-    ('v7:2x2', r"'v7', choose one of: v4, v5e, v5p, v6e\. Did you mean"),
+    ('v7:2x2', r"'v7'; choose one of: v4, v5e, v5p, v6e\. Did you mean"),
     ('', 'none of: v4, v5e, v5p, v6e'),
     ('2x2', 'none of: v4'),
     ('v5:2x2', "mean 'v5p'"),

@@ -55,7 +55,7 @@ def test_a_step_is_planned_without_data_or_weights(monkeypatch):
   [
     ((CONFIG, '--topology=v4:2x2x1'), 'pip install libtpu'),
     ((CONFIG,), '--mode=compile needs --topology'),
-    ((CONFIG, '--topology=v9:2x2'), "'v9', choose one of: v4"),
+    ((CONFIG, '--topology=v9:2x2'), "'v9'; choose one of: v4"),
     ((CONFIG, '--topology=v4:2x2'), "'v4:2x2', but v4 takes 3 sizes"),
     ((CONFIG, '--config.data.fixed_crops=-1'), 'config.data.fixed_crops is -1'),
     ((f'{CONFIG}:method=teacher',), 'its teacher is published'),

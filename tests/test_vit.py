@@ -584,9 +584,9 @@ def test_other_splits_are_refused_with_the_valid_range(cut):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'gelu': 'erf'}, "model.gelu is 'erf', choose one of: exact, tanh."),
-    ({'pooling': 'cls'}, "model.pooling is 'cls', which is none of"),
-    ({'class_token': 'yes'}, "model.class_token is 'yes', which is none of"),
+    ({'gelu': 'erf'}, "model.gelu is 'erf'; choose one of: exact, tanh."),
+    ({'pooling': 'cls'}, "model.pooling is 'cls'; choose one of"),
+    ({'class_token': 'yes'}, "model.class_token is 'yes'; choose one of"),
     ({'position': 'sincos'}, "Did you mean 'sincos2d'?"),
     ({'dtype': 'float16'}, 'none of: bfloat16, float32.'),
     ({'heads': 3}, 'model.width is 8; it must be a multiple of model.heads, 3'),
