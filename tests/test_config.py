@@ -175,7 +175,7 @@ WRONG = [
   ({'method': 'tdd'}, "config.method is 'tdd'.* Did you mean 'td'?"),
   ({'method': 'fitnets'}, "Did you mean 'fitnet'?"),
   ({'domain': 'movielense'}, "Did you mean 'movielens'?"),
-  ({'distill.distance': 'l3'}, 'none of: cosine, kl, l2, pearson'),
+  ({'distill.distance': 'l3'}, 'one of: cosine, kl, l2, pearson'),
   ({'distill.interact_target': 'chain'}, "Did you mean 'chained'?"),
   ({'optim.name': 'adam'}, "Did you mean 'adamw'?"),
   ({'optim.decay': 'cosin'}, "Did you mean 'cosine'?"),
@@ -217,7 +217,7 @@ def test_choose():
   assert str(e.value) == (
     "colour is 'redd'; choose one of: blue, red. Did you mean 'red'?"
   )
-  with pytest.raises(errors.ConfigError, match=r'none of: blue, red\.$'):
+  with pytest.raises(errors.ConfigError, match=r'one of: blue, red\.$'):
     errors.choose('colour', 'xyzzy', ('red', 'blue'))
 
 

@@ -94,8 +94,8 @@ def test_links_of_the_chip_with_the_fewest(name, links):
   ('name', 'said'),
   [
     ('v7:2x2', r"'v7'; choose one of: v4, v5e, v5p, v6e\. Did you mean"),
-    ('', 'none of: v4, v5e, v5p, v6e'),
-    ('2x2', 'none of: v4'),
+    ('', 'one of: v4, v5e, v5p, v6e'),
+    ('2x2', 'one of: v4'),
     ('v5:2x2', "mean 'v5p'"),
     ('v5e', 'takes 2 sizes, as in: v5e:1x1, v5e:2x2'),
     ('v5e:', 'takes 2 sizes'),

@@ -329,7 +329,7 @@ _WRONG = pytest.mark.parametrize(
     (('--config.data.dataset=cifar10',), 65, 'To prepare it, run: python -c'),
     (('--config.data.dataset=cifar 10',), 2, "dataset 'cifar 10'"),
     (('--config.data.test=tset',), 2, "Did you mean 'test'?"),
-    (('--config.data.memory=disk',), 2, 'none of: device, stream'),
+    (('--config.data.memory=disk',), 2, 'one of: device, stream'),
     (
       ('--config.data.memory=stream', '--config.data.fixed_crops=2'),
       2,

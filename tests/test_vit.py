@@ -588,7 +588,7 @@ def test_other_splits_are_refused_with_the_valid_range(cut):
     ({'pooling': 'cls'}, "model.pooling is 'cls'; choose one of"),
     ({'class_token': 'yes'}, "model.class_token is 'yes'; choose one of"),
     ({'position': 'sincos'}, "Did you mean 'sincos2d'?"),
-    ({'dtype': 'float16'}, 'none of: bfloat16, float32.'),
+    ({'dtype': 'float16'}, 'one of: bfloat16, float32.'),
     ({'heads': 3}, 'model.width is 8; it must be a multiple of model.heads, 3'),
     ({'depth': 0}, 'model.depth is 0; it must be at least 1.'),
     ({'dropout': 1.0}, 'model.dropout is 1.0; a rate is'),
