@@ -23,8 +23,8 @@ from jax import numpy as jnp
 import jaxtyping as jt
 import numpy as np
 
+from td_jax.paper import figures
 from td_jax import errors
-from td_jax.run import report
 
 Gram = jt.Float[jax.Array, '*batches n n']
 Hsic = Callable[[Gram, Gram], jax.Array]
@@ -164,7 +164,7 @@ def render(panels: Mapping[str, Matrix], file: pathlib.Path) -> None:
     errors.ConfigError: matplotlib is not installed.
     errors.IOFailedError: it cannot be written.
   """
-  picture = report.figure(3.2 * len(panels) + 1, 3.6)
+  picture = figures.figure(3.2 * len(panels) + 1, 3.6)
   row = picture.subplots(1, len(panels), squeeze=False)[0]
   means = summary(panels)
   for axes, (name, matrix) in zip(row, panels.items(), strict=True):

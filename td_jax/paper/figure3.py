@@ -21,7 +21,7 @@ from td_jax.paper import cka
 from td_jax.run import experiment
 from td_jax.run import saved
 from td_jax.run import teachers
-from td_jax.run import workdir
+from td_jax.storage import files
 from td_jax.storage import paths
 from td_jax.training import evaluate
 
@@ -54,7 +54,7 @@ def compare(
   trained = saved.config_of(path)
   trained.data.dir, trained.eval_batch = config.data.dir, config.eval_batch
   task = data.DOMAINS[trained.domain].load(trained, log=log)
-  taught = workdir.read(path / 'results.json')['teacher']
+  taught = files.read_json(path / 'results.json')['teacher']
   if not taught or 'classes' not in task.model_args:
     raise errors.ConfigError(
       f'--mode=cka compares student and teacher class by class, and {path} '
@@ -101,7 +101,9 @@ def _features(config, task, params, *, model, teacher, examples):
   @jax.jit
   def run(params, encoders, variables, batch):
     own = split.side(model, params['student'], batch.x).states
-    other = split.side(teacher.model, variables, batch.seen_by_teacher).states
+    other = split.side(
+      teacher.model, variables, batch.input_of('teacher')
+    ).states
     found = {'low': (own.low, other.low), 'high': (own.high, other.high)}
     if encoders:
       found['message'] = (

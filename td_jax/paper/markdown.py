@@ -81,7 +81,7 @@ def table(name: str, cells: Mapping[str, Sequence[Cell]]) -> str:
     + 'paper | paper, over scratch | s a seed |',
     '|---' * (len(columns) + 7 + _is_ablation(shown)) + '|',
   ]
-  for control, scores in found.controls():
+  for control, scores in found.baselines():
     lines.append(_line([control, *_plain(scores), f'{np.mean(scores):.4f}']))
   scores = found.teacher()
   if scores:
@@ -165,8 +165,8 @@ class Found:
   def controls(self):
     """(name, scores) of what needs no network, where all columns have it."""
     cells = [self[self.rows[0], column] for column in self.columns]
-    for control in cells[0]['controls']:
-      yield control, [cell['controls'][control]['test'] for cell in cells]
+    for control in cells[0]['baselines']:
+      yield control, [cell['baselines'][control]['test'] for cell in cells]
 
   def teacher(self):
     """The frozen teacher's scores, [] where no row had one."""

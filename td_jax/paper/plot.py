@@ -2,9 +2,9 @@
 
 import pathlib
 
+from td_jax.paper import figures
 from td_jax.paper import markdown
 from td_jax.paper import table_specs
-from td_jax.run import report
 
 
 def draw(name: str, found: markdown.Found, file: pathlib.Path) -> None:
@@ -20,7 +20,7 @@ def draw(name: str, found: markdown.Found, file: pathlib.Path) -> None:
   shown = table_specs.TABLES[name]
   rows = [r for r in shown.rows if r in found.rows and r != 'scratch']
   rows.reverse()  # The first is at the top.
-  picture = report.figure(8.0, 1.2 + 0.4 * len(rows))
+  picture = figures.figure(8.0, 1.2 + 0.4 * len(rows))
   axes = picture.subplots()
   axes.axvline(0, color='0.6', linewidth=1)
   for at, row in enumerate(rows):

@@ -29,9 +29,9 @@ from td_jax.configs import movielens as movielens_config
 from td_jax.paper import markdown
 from td_jax.paper import plot
 from td_jax.paper import table_specs
+from td_jax.run import environment
+from td_jax.run import pipeline
 from td_jax.run import preemption
-from td_jax.run import report
-from td_jax.run import train
 from td_jax.storage import results_log
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -83,7 +83,7 @@ def run(
       first = _missing([cell], results, seeds).get(cell, seeds)
       if not ours or first == seeds:
         continue  # Another process is at it, or has been.
-      found = train.run(
+      found = pipeline.run(
         table_specs.config(
           domain,
           row,
@@ -114,7 +114,7 @@ def run(
 
 def begin(workdir: pathlib.Path, results: pathlib.Path) -> None:
   """What a process does before its first run."""
-  report.environment()  # Of the code that this process has read.
+  environment.environment()  # Of the code that this process has read.
   for folder in (workdir, results):
     try:
       folder.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ def teacher_of(
   with results_log.lock(workdir / 'teacher.lock', wait=True):
     if not (folder / 'results.json').exists():
       config = movielens_config.get_config('method=teacher')
-      train.run(config, folder, watch=watch, log=log)
+      pipeline.run(config, folder, watch=watch, log=log)
   return str(folder)
 
 
