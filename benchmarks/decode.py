@@ -221,7 +221,7 @@ def main(argv):
     ]
     augment = _measure('augment', folder, len(available))
 
-  from td_jax.run import report
+  from td_jax.run import environment
 
   found = {
     'streams': streams,
@@ -230,7 +230,7 @@ def main(argv):
     'batch_size': _BATCH,
     'cpu': _cpu(),
     'cores': len(available),
-    **report.environment(),
+    **environment.environment(),
   }
   for name in ('tensorflow-cpu', 'tensorflow-datasets', 'array_record'):
     found['versions'][name] = importlib.metadata.version(name)

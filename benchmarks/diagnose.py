@@ -35,10 +35,10 @@ from td_jax.models import layers
 from td_jax.models import split
 from td_jax.paper import cka
 from td_jax.paper import tables
+from td_jax.run import environment
 from td_jax.run import experiment
-from td_jax.run import report
+from td_jax.run import scores
 from td_jax.run import teachers
-from td_jax.run import train
 from td_jax.storage import results_log
 from td_jax.training import statistics
 
@@ -154,7 +154,7 @@ def measure(
     taught_by = teachers.load(config, task, path=pathlib.Path(), folder=teacher)
   made = experiment.build(config, parallel, task, taught_by)
   assert task.validation is not None
-  score = experiment.scorer(
+  score = scores.scorer(
     config, made.model, task.validation, task=task, parallel=parallel
   )
   state = parallel.place(made.state)
@@ -239,7 +239,7 @@ def look(config, task, params, *, model, teacher, examples=1000):
   def run(params, variables, batch):
     talk = params['method']['talk']
     g = split.side(model, params['student'], batch.x)
-    h = split.side(teacher.model, variables, batch.seen_by_teacher)
+    h = split.side(teacher.model, variables, batch.input_of('teacher'))
     decoder = channel.Decoder(
       hidden=block.hidden,
       widths=(h.states.low.shape[-1], h.states.high.shape[-1]),
@@ -585,7 +585,7 @@ def _run(wanted, args):
       row = measure(run, teacher, seeds=args.seeds, steps=args.steps)
       row |= {k: getattr(run, k) for k in ('part', 'genre', 'name', 'x')}
       row['seconds'] = round(time.monotonic() - began, 1)
-      row['commit'] = report.environment()['commit']
+      row['commit'] = environment.environment()['commit']
       results_log.append(file, row)
     print(
       f'{number} of {len(wanted)}: {run[:4]} '

@@ -45,11 +45,11 @@ from td_jax.configs import movielens
 from td_jax.configs import vit_cifar10
 from td_jax.devices import parallel
 from td_jax.paper import markdown
+from td_jax.run import environment
 from td_jax.run import experiment
+from td_jax.run import pipeline
 from td_jax.run import preemption
-from td_jax.run import report
 from td_jax.run import teachers
-from td_jax.run import train
 from td_jax.tpu_cost import flops
 
 _OUT = flags.DEFINE_string('out', '', 'JSON, or a profile; "" prints only.')
@@ -155,7 +155,7 @@ def _movielens(setting, teacher_folder):
   config.model.dropout = 0.2  # The peer's.
   config.teacher.cache = setting.cached
   config.teacher.checkpoint = teacher_folder
-  return config, train.prepare(config)
+  return config, pipeline.prepare(config)
 
 
 def _images(setting):
@@ -182,7 +182,7 @@ def _images(setting):
   variables = model.init(jax.random.key(1), np.zeros(shape), train=False)
   made = experiment.build(
     config,
-    parallel.Parallel('single', 1, batch_size=setting.batch),
+    parallel.Parallel('single', 1),
     task,
     teachers.Teacher(model, variables, ''),
   )
@@ -339,7 +339,7 @@ def _measure(ours):
     if taken['peer']:
       row['peer_ms'] = float(np.median(taken['peer']))
       row['ratio'] = row['peer_ms'] / ms
-    yield row | report.environment()
+    yield row | environment.environment()
 
 
 def _line(row):
@@ -396,7 +396,7 @@ def main(argv):
   with tempfile.TemporaryDirectory() as folder:
     if _TASK.value == 'movielens':
       config = movielens.get_config('runlocal,method=teacher')
-      train.run(
+      pipeline.run(
         config,
         pathlib.Path(folder),
         watch=preemption.Watch(),

@@ -12,10 +12,10 @@ import json
 import pathlib
 
 from td_jax.configs import vit_imagenet
-from td_jax.run import report
+from td_jax.run import environment
 from td_jax.storage import results_log
 from td_jax.tpu_cost import estimate
-from td_jax.tpu_cost import report as compile_lib
+from td_jax.tpu_cost import step_cost
 
 
 def _paper():
@@ -115,13 +115,13 @@ def main():
     config = TEACHERS[teacher]()
     config.batch_size = batch
     found = estimate.cost(config, topology, mfu=args.mfu)
-    print(compile_lib.table(found), flush=True)
-    row = json.loads(compile_lib.as_json(found))
+    print(step_cost.table(found), flush=True)
+    row = json.loads(step_cost.as_json(found))
     row |= {
       'teacher': teacher,
       'fsdp': config.parallel.fsdp,
       'batch_size': batch,
-      'commit': report.environment()['commit'],
+      'commit': environment.environment()['commit'],
     }
     rows.append(row)
     results_log.append(args.out, row)

@@ -1,3 +1,22 @@
-"""Talking-model Distillation in JAX (arXiv 2310.03188)."""
+"""Talking-model distillation (arXiv 2310.03188) in JAX, Flax and optax.
 
-__version__ = '0.1.0'
+`td_jax.methods`, `td_jax.models`, `td_jax.talk` and `td_jax.losses` are
+imported when they are first used, so that commands start quickly.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = '0.2.0'
+_LAZY = {
+  'losses': 'td_jax.methods.losses',
+  'methods': 'td_jax.methods',
+  'models': 'td_jax.models',
+  'talk': 'td_jax.methods.talk',
+}
+
+
+def __getattr__(name: str) -> Any:
+  if name in _LAZY:
+    return importlib.import_module(_LAZY[name])
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -9,6 +9,7 @@ that hold for both leave the middle axes open, as `*b`.
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ PyTree = Any
 Path = Any  # A pathlib.Path, or an epath.Path of a bucket.
 Key = jax.Array  # One typed JAX random key, as made by `jax.random.key`.
 Log = Callable[[str], None]  # Receives one line of text for the user.
+
+TEACHER = 'teacher'  # The name of the teacher that config.teacher describes.
 
 PerExample = jt.Float[jt.Array, ' b']
 Hidden = jt.Float[jt.Array, '*b d']
@@ -47,18 +50,19 @@ class Batch(NamedTuple):
   x: PyTree  # Leaves [b, ...]: the student's input.
   y: PyTree  # [b], the label: a rating, or a class.
   mask: PyTree  # float32 [b]: 1 counts, 0 is padding.
-  teacher_x: PyTree = None  # The teacher's input; None if it is x.
-  teacher_states: PyTree = None  # (States, output [b, ...]), precomputed.
+  # The input of each teacher, by name; a teacher that is absent sees x.
+  teacher_x: Mapping[str, PyTree] = {}
+  # (States, output [b, ...]) of each teacher, by name, if precomputed.
+  teacher_states: Mapping[str, PyTree] = {}
 
-  @property
-  def seen_by_teacher(self) -> PyTree:
-    """The teacher's input."""
-    return self.x if self.teacher_x is None else self.teacher_x
+  def input_of(self, teacher: str) -> PyTree:
+    """The input of the teacher with this name."""
+    return self.teacher_x.get(teacher, self.x)
 
   def take(self, index: PyTree) -> 'Batch':
     """Gathers rows `index` [b], all in bounds, of a split in columns."""
 
-    def rows(column):
+    def rows(column: PyTree) -> Array:
       return jnp.asarray(column).at[index].get(mode='promise_in_bounds')
 
     return jax.tree.map(rows, self)

@@ -35,6 +35,7 @@ import tiny_vision
 from td_jax import main
 from td_jax.configs import movielens as movielens_config
 from td_jax.data import sources
+from td_jax.run import command as command_lib
 from td_jax.run import preemption
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -129,8 +130,8 @@ def command(capfd):
     try:
       with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'argv', argv)
-        rest = main._parse(argv)
-        main.main(rest)
+        command_lib.parse_flags(argv)
+        command_lib.exit_on_error(main.main)
     except SystemExit as e:
       code = e.code
     finally:

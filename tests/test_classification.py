@@ -43,20 +43,22 @@ def _build(config, tmp_path):
   teacher = teachers.load(
     config, task, path=tmp_path, folder=config.teacher.checkpoint
   )
-  parallel = parallel_lib.Parallel('single', 1, batch_size=config.batch_size)
-  return experiment.build(config, parallel, task, teacher), task, teacher
+  parallel = parallel_lib.Parallel('single', 1)
+  teachers_by_name = {'teacher': teacher}
+  built = experiment.build(config, parallel, task, teachers_by_name)
+  return built, task, teacher
 
 
 def test_views_are_examples_of_their_own(config):
   whole, viewed = _load(config()), _load(config(**{'data.fixed_crops': 3}))
-  feed = feed_lib.feed(viewed.train, viewed.pick)
+  feed = feed_lib.feed(viewed.train, viewed.make_batch)
   assert feed.size == 3 * TRAIN
   # An epoch has each view once.
   ids = feed.train_rows(0, 8, 0, 9, slice(0, 8)).ravel()
   np.testing.assert_array_equal(np.sort(ids), np.arange(3 * TRAIN))
   # The views of an image differ; their label does not, nor does a view when
   # it is seen again, by another seed.
-  pick = jax.jit(viewed.pick)
+  pick = jax.jit(viewed.make_batch)
   same = np.arange(3, dtype=np.int32) * TRAIN + 5
   once = pick(viewed.train, same, jax.random.key(1))
   again = pick(viewed.train, same, jax.random.key(2))
@@ -65,8 +67,8 @@ def test_views_are_examples_of_their_own(config):
   for one, other in ((0, 1), (0, 2), (1, 2)):
     assert np.abs(once.x[one] - once.x[other]).max() > 0.1
   # It is as many images as before.
-  assert viewed.facts['train_examples'] == TRAIN
-  assert viewed.controls() == whole.controls()
+  assert viewed.metadata['train_examples'] == TRAIN
+  assert viewed.baselines() == whole.baselines()
 
 
 def test_views_change_no_score(config):
@@ -76,7 +78,8 @@ def test_views_change_no_score(config):
     jax.tree.map(np.testing.assert_array_equal, split, getattr(whole, name))
     ids = np.arange(4)
     np.testing.assert_array_equal(
-      viewed.pick(split, ids, None).x, whole.pick(split, ids, None).x
+      viewed.make_batch(split, ids, None).x,
+      whole.make_batch(split, ids, None).x,
     )
 
 
@@ -92,7 +95,9 @@ def test_a_cached_teacher_teaches_the_same(config, tmp_path):
   made, task, teacher = _build(own, tmp_path)
   _, cached = made.fixed
   assert len(cached.mask) == 2 * TRAIN
-  parts = experiment.step_parts(own, task, made.model, teacher.model)
+  parts = experiment.step_parts(
+    own, task, made.model, {'teacher': teacher.model}
+  )
   params = jax.tree.map(lambda leaf: leaf[0], made.state.params)
 
   @jax.jit
@@ -100,7 +105,7 @@ def test_a_cached_teacher_teaches_the_same(config, tmp_path):
     batch = task.make_batch(columns, ids, key)
     lesson = base.Lesson(
       student=split.side(made.model, params['student'], batch.x),
-      teacher=parts['teacher_side'](teacher.variables, batch),
+      teachers=parts['teacher_sides']({'teacher': teacher.variables}, batch),
       batch=batch,
       step=jnp.int32(0),
       rng=jax.random.key(1),
@@ -131,7 +136,7 @@ def test_limit_is_a_balanced_subset_for_all_seeds(config):
   whole = _load(config())
   part = _load(config(**{'data.limit': 9}))
   np.testing.assert_array_equal(np.bincount(part.train.y), [3, 3, 3])
-  assert part.facts['train_examples'] == 9
+  assert part.metadata['train_examples'] == 9
   images = [image.tobytes() for image in whole.train.x]
   assert {image.tobytes() for image in part.train.x} < set(images)
   other = _load(config(**{'data.limit': 9, 'seed': 5, 'seeds': 2}))

@@ -13,8 +13,8 @@ from td_jax.data import movielens
 from td_jax.data import sources
 from td_jax.devices import parallel
 from td_jax.run import experiment
+from td_jax.run import pipeline
 from td_jax.run import teachers
-from td_jax.run import train
 from td_jax.storage import results_log
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -58,7 +58,7 @@ def small(monkeypatch):
 @pytest.fixture
 def teacher(small, tmp_path):
   config = conftest.small_config('method=teacher')
-  train.run(
+  pipeline.run(
     config, tmp_path / 'teacher', watch=conftest.Watch(), log=lambda line: None
   )
   return str(tmp_path / 'teacher')
@@ -96,7 +96,7 @@ def test_look_at_a_conversation_by_hand(small, teacher):
   rng = np.random.default_rng(1)
   made = experiment.build(
     config,
-    parallel.Parallel('single', 1, batch_size=config.batch_size),
+    parallel.Parallel('single', 1),
     task,
     taught_by,
   )
@@ -125,7 +125,7 @@ def test_look_at_a_conversation_by_hand(small, teacher):
 
   g = made.model.apply(one['student'], batch.x, train=False)
   h = taught_by.model.apply(
-    taught_by.variables, batch.seen_by_teacher, train=False
+    taught_by.variables, batch.input_of('teacher'), train=False
   )
   message = translate('student_encoder', np.concatenate(g[:2], axis=1))
   heard = translate('teacher_decoder', message)[:, : h[0].shape[1]]

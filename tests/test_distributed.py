@@ -90,8 +90,8 @@ def test_two_processes_learn_what_one_does(tmp_path, environment, alone):
     assert ours[split]['per_seed'] == pytest.approx(
       theirs[split]['per_seed'], rel=3e-4
     )
-    assert ours['teacher'][split] == pytest.approx(
-      theirs['teacher'][split], rel=3e-4
+    assert ours['teachers']['teacher'][split] == pytest.approx(
+      theirs['teachers']['teacher'][split], rel=3e-4
     )
 
 

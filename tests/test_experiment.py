@@ -29,7 +29,7 @@ def config(vision_data, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def parallel(config):
-  return parallel_lib.Parallel('mesh', 1, batch_size=config.batch_size)
+  return parallel_lib.Parallel('mesh', 1)
 
 
 @pytest.fixture(scope='module')
@@ -41,7 +41,7 @@ def made(config, parallel, tmp_path_factory):
     path=tmp_path_factory.mktemp('run'),
     folder=config.teacher.checkpoint,
   )
-  return experiment.build(config, parallel, task, teacher)
+  return experiment.build(config, parallel, task, {'teacher': teacher})
 
 
 def _described(tree):
@@ -109,9 +109,9 @@ def test_uniform_takes_others(config, parallel, made):
   )
   own = config.copy_and_resolve_references()
   own.update({'student_init': 'uniform', 'method': 'scratch', 'seeds': 1})
-  uniform = experiment.build(own, parallel, task, teacher)
+  uniform = experiment.build(own, parallel, task, {'teacher': teacher})
   # Once it has started it is left alone.
-  assert uniform.fixed[0] is None
+  assert uniform.fixed[0] == {}
   last = uniform.state.params['student']['params']['blocks_1']
   jax.tree.map(
     lambda leaf, theirs: np.testing.assert_array_equal(leaf[0], theirs),

@@ -24,10 +24,12 @@ from td_jax.devices import parallel as parallel_lib
 from td_jax.methods import losses
 from td_jax.run import config as config_lib
 from td_jax.run import experiment
+from td_jax.run import metrics_log
+from td_jax.run import pipeline
 from td_jax.run import saved
-from td_jax.run import train
 from td_jax.run import workdir
 from td_jax.storage import checkpoint
+from td_jax.storage import files
 from td_jax.training import evaluate
 from td_jax.training import metrics
 
@@ -47,7 +49,7 @@ def _config(arg='method=scratch', **overrides):
 
 
 def _run(path, config=None, watch=None):
-  return train.run(
+  return pipeline.run(
     config or _config(),
     path,
     watch=watch or conftest.Watch(),
@@ -319,7 +321,7 @@ def _text(path):
 
 
 def test_full_disk_for_a_row(disk, monkeypatch):
-  rows = workdir.Rows(disk, step=0)
+  rows = metrics_log.MetricsLog(disk, step=0)
   values = {f'name {i}': np.ones(100) for i in range(50)}
   _fill(disk)
   with pytest.raises(errors.IOFailedError, match=r'metrics\.jsonl'):
@@ -335,7 +337,7 @@ def test_full_disk_for_a_file(disk):
   with pytest.raises(errors.IOFailedError, match=r'results\.json') as e:
     folder.write('results.json', {'new': 'x' * 9000})
   assert e.value.exit_code == 74
-  assert workdir.read(disk / 'run' / 'results.json') == {'old': 1}
+  assert files.read_json(disk / 'run' / 'results.json') == {'old': 1}
   assert not list((disk / 'run').glob('*.part'))
   folder.close()
 
@@ -497,7 +499,7 @@ def _change_task(monkeypatch, change):
   monkeypatch.setitem(
     data.DOMAINS,
     'movielens',
-    domain._replace(load=lambda *a, **k: change(domain.load(*a, **k))),
+    domain._replace(task=lambda *a, **k: change(domain.task(*a, **k))),
   )
 
 
@@ -641,7 +643,7 @@ def test_changed_config_is_refused_with_the_difference(run):
   assert (run / 'config.json').read_bytes() == before
   changed.allow_changed_config = True
   _run(run, changed)
-  assert workdir.read(run / 'config.json')['k'] == 3
+  assert files.read_json(run / 'config.json')['k'] == 3
 
 
 def test_more_steps_where_allowed(run):
@@ -673,7 +675,7 @@ def test_changed_data_are_refused(run, trained, tmp_path, monkeypatch):
       tmp_path / 'student',
       _config('method=ld', **{'teacher.checkpoint': str(trained)}),
     ),
-    lambda: train.evaluate_run(
+    lambda: pipeline.evaluate(
       _config(), run, watch=conftest.Watch(), log=lambda line: None
     ),
   ):
@@ -723,7 +725,7 @@ def test_every_example_is_counted(trained, kind, devices, batch):
     feed.feed(task.test, None),
     model=found.model,
     metric=metric,
-    parallel=parallel_lib.Parallel(kind, devices, batch_size=0),
+    parallel=parallel_lib.Parallel(kind, devices),
     batch=batch,
   )(found.variables)
   assert got.shape == (2,)
@@ -737,14 +739,14 @@ def test_every_example_is_counted(trained, kind, devices, batch):
 
 def test_evaluation_says_what_training_said(run):
   results = json.loads((run / 'results.json').read_text())
-  again = train.evaluate_run(
+  again = pipeline.evaluate(
     _config(), run, watch=conftest.Watch(), log=lambda line: None
   )
   for split in ('validation', 'test'):
     np.testing.assert_allclose(
       again[split]['per_seed'], results[split]['per_seed'], rtol=1e-6
     )
-  assert again['controls'] == results['controls']
+  assert again['baselines'] == results['baselines']
 
 
 def test_the_best_student_is_kept(trained):

@@ -129,10 +129,10 @@ def test_results_have_all_that_a_table_needs(done):
     assert score['mean'] == pytest.approx((one + other) / 2)
     # Of two numbers the standard error is half their distance.
     assert score['standard_error'] == pytest.approx(abs(one - other) / 2)
-    assert results['teacher'][split] > 0
-    assert results['controls']['user+movie bias'][split] > 0
+    assert results['teachers']['teacher'][split] > 0
+    assert results['baselines']['user+movie bias'][split] > 0
     assert f'{score["mean"]:.6f} +- {score["standard_error"]:.6f}' in done[3]
-  assert results['teacher']['folder'] == 'teacher'
+  assert results['teachers']['teacher']['folder'] == 'teacher'
   assert re.fullmatch(r'[0-9a-f]{12}(-dirty)?|unknown', results['commit'])
   assert results['python'] == sys.version.split()[0]
   assert set(results['versions']) >= {'jax', 'flax', 'optax', 'numpy'}

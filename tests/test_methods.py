@@ -1,4 +1,7 @@
-"""The contract of every method, on a task of 48 made-up ratings.
+"""The contract of every method, on made-up ratings and made-up classes.
+
+A method that is added to `METHODS` is picked up here without any edit: it runs
+on each task that its needs allow.
 
 Each case is compiled once, as training compiles it: two seeds side by side, a
 dispatch of one step, and the optimizer. The examples are an argument of that
@@ -10,12 +13,14 @@ import functools
 from typing import Any
 from typing import NamedTuple
 
+from flax import linen as nn
 import jax
 from jax import numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from td_jax import errors
 from td_jax import methods
 from td_jax import types
 from td_jax.configs import movielens as movielens_config
@@ -30,32 +35,102 @@ from td_jax.training import step as step_lib
 
 N, B = 48, 8
 SEEDS = 2
+CLASSES = 4
 _SIZES = {'users': 7, 'movies': 6, 'words': 5, 'id_width': 3, 'bag_width': 2}
-TEACHER = mlp.MLP(
-  hidden=(9, 8),
-  split=(1, 2),
-  dropout=0.0,
-  unknown_rate=0.0,
-  mean=3.0,
-  **_SIZES,
-)
+
+
+class _Classifier(split.Network):
+  """Logits from the same inputs as the recommender's."""
+
+  hidden: tuple[int, int]
+  dropout: float
+
+  def setup(self):
+    self.first, self.second = (nn.Dense(width) for width in self.hidden)
+    self.head = nn.Dense(CLASSES)
+    self.drop = nn.Dropout(self.dropout)
+
+  def low(self, x, *, train):
+    features = jnp.concatenate(
+      [
+        jax.nn.one_hot(x['user'], _SIZES['users']),
+        jax.nn.one_hot(x['movie'], _SIZES['movies']),
+        x['genres'],
+      ],
+      axis=-1,
+    )
+    return nn.relu(self.first(features))
+
+  def interpret(self, low, *, train):
+    return nn.relu(self.second(self.drop(low, deterministic=not train)))
+
+  def output(self, high, *, train):
+    return self.head(high)
+
+
+def _recommender(hidden, *, dropout=0.0, unknown_rate=0.0, mean=0.0):
+  return mlp.MLP(
+    hidden=hidden,
+    split=(1, 2),
+    dropout=dropout,
+    unknown_rate=unknown_rate,
+    mean=mean,
+    **_SIZES,
+  )
+
+
+class Task(NamedTuple):
+  loss: str
+  teacher: Any
+  student: Any  # config -> network
+
+
+TASKS = {
+  'ratings': Task(
+    'squared_error',
+    _recommender((9, 8), mean=3.0),
+    lambda config: _recommender(
+      (7, 6),
+      dropout=config.model.dropout,
+      unknown_rate=config.model.unknown_rate,
+    ),
+  ),
+  'classes': Task(
+    'cross_entropy',
+    _Classifier((9, 8), 0.0),
+    lambda config: _Classifier((7, 6), config.model.dropout),
+  ),
+}
+TEACHER = TASKS['ratings'].teacher
+# A weight of its own for each weight in the config, so that none can stand in
+# the place of another.
 WEIGHTS = {
-  'logit': 0.5,
-  'feature': 0.75,
-  'hint': 1.25,
-  'interact': 1.5,
-  'message': 0.25,
-  'state': 2.0,
+  name: 0.25 * number
+  for number, name in enumerate(
+    sorted(movielens_config.get_config().distill.weights), start=1
+  )
 }
-# Where each weight's term is reported.
-_REPORTED = {
-  'logit': 'logit',
-  'feature': 'feature',
-  'hint': 'hint',
-  'interact': 'talk/interact',
-  'message': 'talk/message',
-  'state': 'talk/state',
-}
+_TERMS = {term for terms in methods.METHODS.values() for term in terms}
+
+
+def _reported(weight):
+  """The metric that this weight multiplies."""
+  return weight if weight in _TERMS else f'talk/{weight}'
+
+
+class Case(NamedTuple):
+  method: str
+  changes: dict[str, Any]
+  task: str = 'ratings'
+
+
+def _allows(task, method):
+  """Whether the needs of a method allow a task."""
+  config = movielens_config.get_config(f'method={method}')
+  needs = methods.needs(config, task_loss=TASKS[task].loss)
+  return task == 'classes' or methods.Need.CLASS_LABELS not in needs
+
+
 _RICH = {
   'k': 3,
   'distill.interact_target': 'original',
@@ -65,12 +140,18 @@ _RICH = {
   'model.dropout': 0.1,
   'model.unknown_rate': 0.1,
 }
-CASES = {name: (name, {}) for name in methods.METHODS} | {
-  'fd, teacher': ('fd', {'distill.feature_target': 'teacher'}),
-  'fitnet, original': ('fitnet', {'distill.hint_direction': 'original'}),
-  'td, k=0': ('td', {'k': 0}),
-  'td, low': ('td', {'distill.student_encodes': 'low'}),
-  'td, rich': ('td', _RICH),
+METHOD_CASES = {
+  (name if task == 'ratings' else f'{name}, {task}'): Case(name, {}, task)
+  for name in methods.METHODS
+  for task in TASKS
+  if _allows(task, name)
+}
+CASES = METHOD_CASES | {
+  'fd, teacher': Case('fd', {'distill.feature_target': 'teacher'}),
+  'fitnet, original': Case('fitnet', {'distill.hint_direction': 'original'}),
+  'td, k=0': Case('td', {'k': 0}),
+  'td, low': Case('td', {'distill.student_encodes': 'low'}),
+  'td, rich': Case('td', _RICH),
 }
 EVERY = pytest.mark.parametrize('case', CASES)
 
@@ -79,6 +160,7 @@ class _Program(NamedTuple):
   method: Any
   parts: dict[str, Any]
   step: Any  # (state, examples, ids [seeds, b]) -> (state, metrics [seeds])
+  task: str
 
 
 def _config(**changes):
@@ -98,19 +180,8 @@ def _config(**changes):
   return config
 
 
-def _student(config):
-  return mlp.MLP(
-    hidden=(7, 6),
-    split=(1, 2),
-    dropout=config.model.dropout,
-    unknown_rate=config.model.unknown_rate,
-    mean=0.0,
-    **_SIZES,
-  )
-
-
 @functools.cache
-def _examples():
+def _examples(task='ratings'):
   rng = np.random.default_rng(0)
 
   def x():
@@ -124,22 +195,28 @@ def _examples():
 
   seen = x()
   y = 2.0 + (seen['user'] % 3) + 0.5 * seen['movie'] / 5
+  y = y.astype(np.float32)
+  if task == 'classes':
+    y = (seen['user'] % CLASSES).astype(np.int32)
   return types.Batch(
     x=seen,
-    y=y.astype(np.float32),
+    y=y,
     mask=np.ones(N, np.float32),
-    teacher_x=seen | {'user': (seen['user'] + 1) % 7},
+    teacher_x={'teacher': seen | {'user': (seen['user'] + 1) % 7}},
   )
 
 
 @functools.cache
-def _teacher():
-  x = jax.tree.map(lambda leaf: leaf[:1], _examples().teacher_x)
-  return jax.device_get(TEACHER.init(jax.random.key(9), x, train=False))
+def _teacher(task='ratings'):
+  x = jax.tree.map(lambda leaf: leaf[:1], _examples().input_of('teacher'))
+  network = TASKS[task].teacher
+  variables = jax.device_get(network.init(jax.random.key(9), x, train=False))
+  return {'teacher': variables}
 
 
-def _teacher_side(variables, batch):
-  return split.side(TEACHER, variables, batch.teacher_x)
+def _teacher_sides(task, variables, batch):
+  x = batch.input_of('teacher')
+  return {'teacher': split.side(TASKS[task].teacher, variables['teacher'], x)}
 
 
 def _spy():
@@ -150,21 +227,24 @@ def _spy():
   )
 
 
-def _parts(name, config):
+def _parts(name, config, task='ratings'):
   rule = optim.build(config.optim, steps=config.steps, stages=config.stages)
   return {
-    'model': _student(config),
+    'model': TASKS[task].student(config),
     'method': methods.build(
-      name, config=config, cost='squared_error', start=config.stages[0]
+      name,
+      config=config,
+      task_loss=TASKS[task].loss,
+      start=config.stages[0],
     ),
     'optimizer': optax.chain(_spy(), rule),
-    'teacher_side': _teacher_side,
+    'teacher_sides': functools.partial(_teacher_sides, task),
   }
 
 
-def _make(name, **changes):
-  parts = _parts(name, _config(**changes))
-  parallel = parallel_lib.Parallel('single', 1, batch_size=B)
+def _make(name, task='ratings', **changes):
+  parts = _parts(name, _config(**changes), task)
+  parallel = parallel_lib.Parallel('single', 1)
   run = parallel.compile(
     functools.partial(
       scan.train,
@@ -178,27 +258,28 @@ def _make(name, **changes):
   def step(state, examples, ids):
     # A copy: the program takes over the state that it is given.
     state, fixed = parallel.replicate(
-      (jax.device_get(state), (_teacher(), examples))
+      (jax.device_get(state), (_teacher(task), examples))
     )
     state, metrics = run(state, fixed, np.asarray(ids)[None])
     metrics = {name: value[0] for name, value in metrics.items()}
     return jax.device_get((state, metrics))
 
-  return _Program(parts['method'], parts, step)
+  return _Program(parts['method'], parts, step, task)
 
 
 @functools.cache
 def _program(case):
-  name, changes = CASES[case]
-  return _make(name, **changes)
+  name, changes, task = CASES[case]
+  return _make(name, task, **changes)
 
 
 def _shapes(parts):
+  task = parts['teacher_sides'].args[0]
   return jax.eval_shape(
     functools.partial(step_lib.init, **parts),
     jnp.int32(0),
-    _examples().take(jnp.arange(1)),
-    _teacher(),
+    _examples(task).take(jnp.arange(1)),
+    _teacher(task),
   )
 
 
@@ -241,7 +322,7 @@ def _first(case):
   """(state before, state after, metrics) of the first step."""
   made = _program(case)
   before = _state(made.parts)
-  return before, *made.step(before, _examples(), _ids()[0])
+  return before, *made.step(before, _examples(made.task), _ids()[0])
 
 
 _compilations = []
@@ -256,24 +337,27 @@ jax.monitoring.register_event_duration_secs_listener(
 
 @EVERY
 def test_costs_are_one_float32_an_example(case):
-  parts = _program(case).parts
+  made = _program(case)
+  parts = made.parts
 
-  def loss(params, batch, teacher):
+  def loss(params, batch, teachers):
     lesson = methods.base.Lesson(
       student=split.side(parts['model'], params['student'], batch.x),
-      teacher=_teacher_side(teacher, batch),
+      teachers=parts['teacher_sides'](teachers, batch),
       batch=batch,
       step=jnp.int32(0),
       rng=jax.random.key(0),
     )
     return parts['method'].loss(params['method'], lesson)
 
-  batch = _examples().take(jnp.arange(B))
+  batch = _examples(made.task).take(jnp.arange(B))
   batch = jax.tree.map(jnp.asarray, batch)
-  cost, terms = jax.eval_shape(loss, _shapes(parts).params, batch, _teacher())
+  cost, terms = jax.eval_shape(
+    loss, _shapes(parts).params, batch, _teacher(made.task)
+  )
   for value in (cost, *terms.values()):
     assert (value.shape, value.dtype) == ((B,), jnp.float32)
-  name, _ = CASES[case]
+  name = CASES[case].method
   assert {'task', *methods.METHODS[name]} <= terms.keys()
 
 
@@ -283,12 +367,13 @@ def test_loss_is_the_weighted_sum_of_the_terms(case):
   assert all(np.isfinite(value).all() for value in metrics.values())
   # Term by term, so that no weight stands at another's place.
   expected = metrics['task'] + sum(
-    WEIGHTS[weight] * metrics[name]
-    for weight, name in _REPORTED.items()
-    if name in metrics
+    value * metrics[_reported(weight)]
+    for weight, value in WEIGHTS.items()
+    if _reported(weight) in metrics
   )
   np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)
-  terms = [metrics[n] for n in _REPORTED.values() if n in metrics]
+  names = map(_reported, WEIGHTS)
+  terms = [metrics[name] for name in names if name in metrics]
   if 'k=0' in case:
     assert np.all(metrics['talk/interact'] == 0)
     terms = [metrics['talk/message'], metrics['talk/state']]
@@ -314,8 +399,8 @@ def test_gradients_are_finite_and_reach_all_of_the_student(case):
 @EVERY
 def test_learns_with_one_compilation_and_a_fixed_teacher(case):
   made = _program(case)
-  state, examples = _state(made.parts), _examples()
-  frozen = jax.tree.map(np.array, _teacher())
+  state, examples = _state(made.parts), _examples(made.task)
+  frozen = jax.tree.map(np.array, _teacher(made.task))
   _first(case)  # Compiled by now.
   compiled = len(_compilations)
   rows = []
@@ -323,9 +408,9 @@ def test_learns_with_one_compilation_and_a_fixed_teacher(case):
     state, metrics = made.step(state, examples, ids)
     rows.append(metrics)
   assert len(_compilations) == compiled
-  jax.tree.map(np.testing.assert_array_equal, _teacher(), frozen)
+  jax.tree.map(np.testing.assert_array_equal, _teacher(made.task), frozen)
   assert np.all(state.step == 30)
-  names = ['loss', 'task', *methods.METHODS[CASES[case][0]]]
+  names = ['loss', 'task', *methods.METHODS[CASES[case].method]]
   for name in names:
     values = np.array([row[name] for row in rows])  # [steps, seeds]
     early, late = values[:6].mean(axis=0), values[-6:].mean(axis=0)
@@ -339,7 +424,7 @@ def test_masked_rows_have_no_influence(case):
   rng = np.random.default_rng(8)
   hidden = rng.permutation(N)[: N // 3]
   assert all(0 < np.isin(row, hidden).sum() < B for row in ids)
-  clean = _examples()
+  clean = _examples(made.task)
   clean = clean._replace(mask=np.where(np.isin(np.arange(N), hidden), 0, 1.0))
   clean = clean._replace(mask=clean.mask.astype(np.float32))
 
@@ -394,12 +479,18 @@ def test_seeds_side_by_side_are_the_seeds_alone():
     )
 
 
-# Between them they have every term.
-@pytest.mark.parametrize('name', ['hybrid', 'fitnet', 'td_ld'])
-def test_without_weights_a_method_is_scratch(name):
-  made = _make(name, **{f'distill.weights.{weight}': 0.0 for weight in WEIGHTS})
-  after, metrics = made.step(_state(made.parts), _examples(), _ids()[0])
-  _, scratch, its_metrics = _first('scratch')
+@pytest.mark.parametrize(
+  'case', [case for case in METHOD_CASES if not case.startswith('scratch')]
+)
+def test_without_weights_a_method_is_scratch(case):
+  name, _, task = CASES[case]
+  made = _make(
+    name, task, **{f'distill.weights.{weight}': 0.0 for weight in WEIGHTS}
+  )
+  after, metrics = made.step(_state(made.parts), _examples(task), _ids()[0])
+  _, scratch, its_metrics = _first(
+    'scratch' if task == 'ratings' else f'scratch, {task}'
+  )
   np.testing.assert_allclose(metrics['loss'], its_metrics['loss'], rtol=1e-6)
   grads = _gradient(after)
   jax.tree.map(
@@ -562,10 +653,139 @@ def test_spread_does_not_see_masked_rows():
   mask = np.ones(N, np.float32)
   mask[ids[:, :3]] = 0
   clean = clean._replace(mask=mask)
-  genres = clean.teacher_x['genres'].copy()
+  genres = clean.teacher_x['teacher']['genres'].copy()
   genres[mask == 0] += 50
-  garbage = clean._replace(teacher_x=clean.teacher_x | {'genres': genres})
+  garbage = clean._replace(
+    teacher_x={'teacher': clean.teacher_x['teacher'] | {'genres': genres}}
+  )
   one, two = (made.step(state, rows, ids)[1] for rows in (clean, garbage))
   np.testing.assert_allclose(
     one['feature/spread'], two['feature/spread'], rtol=1e-5
   )
+
+
+def test_needs_say_what_a_method_looks_at():
+  need = methods.Need
+  states = {need.TEACHER, need.TEACHER_STATES, need.SAME_TOKENS}
+  expected = {
+    'scratch': set(),
+    'ld': {need.TEACHER, need.TEACHER_OUTPUT},
+    'fd': states,
+    'td': states | {need.ROUNDS},
+    'td_ld': states | {need.ROUNDS, need.TEACHER_OUTPUT},
+  }
+  for name, needs in expected.items():
+    assert (
+      methods.build(name, config=_config(), task_loss='squared_error').needs
+      == needs
+    )
+  # Without consistency losses the teacher never sees x.
+  weights = {'distill.weights.message': 0.0, 'distill.weights.state': 0.0}
+  alone = methods.build(
+    'td', config=_config(**weights), task_loss='squared_error'
+  )
+  assert need.TEACHER in alone.needs
+  assert need.TEACHER_STATES not in alone.needs
+  # A term that is off needs nothing.
+  off = methods.build(
+    'ld',
+    config=_config(**{'distill.weights.logit': 0.0}),
+    task_loss='squared_error',
+  )
+  assert off.needs == set()
+
+
+def test_methods_for_classes_are_refused_on_ratings():
+  refused = [name for name in methods.METHODS if not _allows('ratings', name)]
+  assert 'dkd' in refused
+  for name in refused:
+    config = movielens_config.get_config(f'method={name}')
+    with pytest.raises(errors.ConfigError, match='needs labels that are') as e:
+      methods.check(config, task_loss='squared_error')
+    assert '\n' not in str(e.value)
+    methods.check(config, task_loss='cross_entropy')
+
+
+@pytest.mark.parametrize('name', methods.METHODS)
+def test_a_teacher_without_outputs_is_refused_where_they_are_needed(name):
+  config = movielens_config.get_config(f'method={name}')
+  config.teacher.head = 'none'
+  needs = methods.needs(config, task_loss='cross_entropy')
+  if methods.Need.TEACHER_OUTPUT not in needs:
+    methods.check(config, task_loss='cross_entropy')
+    return
+  with pytest.raises(errors.ConfigError, match=r"head is 'none'.*outputs") as e:
+    methods.check(config, task_loss='cross_entropy')
+  assert '\n' not in str(e.value)
+
+
+def _lesson(student, teacher):
+  """A lesson of states alone: pairs of (low, high) shapes without the batch."""
+
+  def side(shapes):
+    states = types.States(*(jnp.ones((B, *shape)) for shape in shapes))
+    return split.Side(states, jnp.ones(B), lambda low, key: low)
+
+  return methods.Lesson(
+    student=side(student),
+    teachers={'teacher': side(teacher)},
+    batch=_examples().take(jnp.arange(B)),
+    step=jnp.int32(0),
+    rng=jax.random.key(0),
+  )
+
+
+@pytest.mark.parametrize('name', ['fd', 'fitnet', 'td'])
+@pytest.mark.parametrize(
+  ('student', 'teacher', 'message'),
+  [
+    # Another token grid than the teacher's.
+    ([(4, 3), (4, 3)], [(9, 5), (9, 5)], 'an image is (4,) tokens'),
+    # Pooling between the two splits of the student, or of the teacher.
+    ([(4, 3), (1, 3)], [(4, 5), (4, 5)], 'low states with tokens (4,)'),
+    ([(4, 3), (4, 3)], [(4, 5), (5,)], 'high states with tokens ()'),
+    # A convolutional network, whose grid shrinks with depth.
+    ([(8, 8, 3), (4, 4, 6)], [(8, 8, 3), (8, 8, 3)], 'tokens (8, 8)'),
+  ],
+)
+def test_states_without_common_tokens_are_one_line(
+  name, student, teacher, message
+):
+  method = methods.build(name, config=_config(), task_loss='squared_error')
+  with pytest.raises(errors.ConfigError) as e:
+    method.init(jax.random.key(0), _lesson(student, teacher))
+  assert message in str(e.value)
+  assert '\n' not in str(e.value)
+
+
+def test_a_lesson_of_several_teachers_has_no_single_one():
+  lesson = _lesson([(3,), (3,)], [(3,), (3,)])
+  for teachers, names in (({}, 'none'), ({'a': 1, 'b': 2}, 'a, b')):
+    with pytest.raises(errors.ConfigError, match=f'teachers are: {names}'):
+      _ = lesson._replace(teachers=teachers).teacher
+
+
+@pytest.mark.parametrize('case', ['fd', 'td', 'td, low', 'fd, teacher'])
+def test_messages_are_those_of_the_loss(case):
+  """The distance of messages that the method offers is its own term."""
+  made = _program(case)
+  before, _, metrics = _first(case)
+  batch = _examples().take(jnp.asarray(_ids()[0][0]))
+  params = jax.tree.map(lambda leaf: leaf[0], before.params)
+  lesson = methods.Lesson(
+    student=split.side(made.parts['model'], params['student'], batch.x),
+    teachers=made.parts['teacher_sides'](_teacher(), batch),
+    batch=batch,
+    step=jnp.int32(0),
+    rng=jax.random.key(0),
+  )
+  ours, theirs = made.method.messages(params['method'], lesson)
+  name = 'feature' if case.startswith('fd') else 'talk/message'
+  expected = np.mean(np.square(ours - theirs))
+  np.testing.assert_allclose(metrics[name][0], expected, rtol=1e-5)
+
+
+def test_methods_without_messages():
+  for name in ('scratch', 'ld', 'fitnet'):
+    method = methods.build(name, config=_config(), task_loss='squared_error')
+    assert method.messages is None

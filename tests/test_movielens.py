@@ -124,24 +124,29 @@ def test_most_test_rows_are_of_the_unknown(real, real_drama):
   np.testing.assert_array_equal(unknown, ~(known[0] & known[1]))
   # No training row is unknown, and Drama's student knows less than its
   # teacher.
-  for x in (task.train.x, real_drama.train.x, real_drama.train.teacher_x):
+  for x in (
+    task.train.x,
+    real_drama.train.x,
+    real_drama.train.teacher_x['teacher'],
+  ):
     assert x['user'].min() > 0
     assert x['movie'].min() > 0
-  mine, teachers = real_drama.test.x, real_drama.test.teacher_x
+  mine, teachers = real_drama.test.x, real_drama.test.teacher_x['teacher']
   assert np.sum(mine['user'] == 0) > np.sum(teachers['user'] == 0) > 0
 
 
 def test_ids_are_those_of_the_training_rows(small):
   task = _load('War', small)
   chosen, everything = movielens.parts(small, 'War'), movielens.parts(small)
-  for side, rows in (('x', chosen.train), ('teacher_x', everything.train)):
+  for teacher, rows in (('', chosen.train), ('teacher', everything.train)):
     for name, ids in (('user', small.user_id), ('movie', small.movie_id)):
       known = set(ids[rows].tolist())
       for split, part in zip(
         (task.train, task.validation, task.test), chosen, strict=True
       ):
         expected = [i if i in known else 0 for i in ids[part].tolist()]
-        assert getattr(split, side)[name].tolist() == expected
+        x = split.input_of(teacher) if teacher else split.x
+        assert x[name].tolist() == expected
 
 
 def test_an_id_of_the_test_only_is_unknown_to_both(small):
@@ -149,7 +154,9 @@ def test_an_id_of_the_test_only_is_unknown_to_both(small):
   rows = movielens.parts(small, 'War').test
   small.user_id[rows[3]] = 1
   task = _load('War', small)
-  assert task.test.x['user'][3] == task.test.teacher_x['user'][3] == 0
+  assert (
+    task.test.x['user'][3] == task.test.teacher_x['teacher']['user'][3] == 0
+  )
   assert task.model_args['users'] == 41
   # Seen in training, but not in the student's genre.
   drama = set(movielens.parts(small).train) - set(
@@ -158,7 +165,7 @@ def test_an_id_of_the_test_only_is_unknown_to_both(small):
   small.user_id[min(drama)] = 1
   task = _load('War', small)
   assert task.test.x['user'][3] == 0
-  assert task.test.teacher_x['user'][3] == 1
+  assert task.test.teacher_x['teacher']['user'][3] == 1
 
 
 def test_words_come_from_the_training_rows(small):
@@ -231,7 +238,7 @@ def _rmse(ratings, rows, mean, biases):
 @pytest.mark.parametrize('genre', ['', 'War'])
 def test_controls_equal_least_squares(small, genre):
   chosen = movielens.parts(small, genre)
-  got = _load(genre, small).controls()
+  got = _load(genre, small).baselines()
   mean = small.rating[chosen.train].mean(dtype=np.float64)
   flat = (np.zeros(41), np.zeros(31))
   for name, rows in (('validation', chosen.validation), ('test', chosen.test)):
@@ -265,7 +272,7 @@ def test_sweeps_are_enough(small):
 
 def test_real_controls(real_drama):
   """Drama: better than the mean, and by as much as was measured before."""
-  controls = real_drama.controls()
+  controls = real_drama.baselines()
   assert controls['user+movie bias']['test'] < controls['mean rating']['test']
   assert 0.9 < controls['user+movie bias']['test'] < 1.2
 

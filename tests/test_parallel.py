@@ -14,8 +14,9 @@ from td_jax import methods
 from td_jax.data import feed
 from td_jax.devices import parallel as parallel_lib
 from td_jax.methods import base
+from td_jax.run import pipeline
+from td_jax.run import plan
 from td_jax.run import saved
-from td_jax.run import train
 from td_jax.training import evaluate
 from td_jax.training import metrics
 from td_jax.training import scan
@@ -37,7 +38,7 @@ def teacher(tmp_path_factory, small_movielens):
   """The folder of a teacher."""
   path = tmp_path_factory.mktemp('teacher')
   config = _config('teacher', 'single', 1)
-  train.run(config, path, watch=conftest.Watch(), log=lambda line: None)
+  pipeline.run(config, path, watch=conftest.Watch(), log=lambda line: None)
   return str(path)
 
 
@@ -72,7 +73,7 @@ def _hide(fixed, ids, rows):
 
 def _train(config, steps=4, rows=None):
   """(state, metrics) after `steps`, in two dispatches."""
-  run, fixed, state, ids, _ = train.prepare(config)
+  run, fixed, state, ids, _ = pipeline.prepare(config)
   if rows is not None:
     fixed = _hide(fixed, ids(0, steps), rows)
   half = steps // 2
@@ -107,7 +108,7 @@ def single(teacher):
 def test_devices_train_as_one(teacher, single, method, kind, devices):
   config = _config(method, kind, devices, **{'teacher.checkpoint': teacher})
   assert config.batch_size == 16
-  run, fixed, start, ids, _ = train.prepare(config)
+  run, fixed, start, ids, _ = pipeline.prepare(config)
   start = jax.device_get(start)
   for rows, (state, measured) in zip(
     (None, *MASKS), single(method), strict=True
@@ -202,7 +203,9 @@ def test_dispatches(monkeypatch, kind, devices):
       compiled.append(kwargs)
 
   monkeypatch.setattr(scan, 'train', counted)
-  run, fixed, state, ids, _ = train.prepare(_config('scratch', kind, devices))
+  run, fixed, state, ids, _ = pipeline.prepare(
+    _config('scratch', kind, devices)
+  )
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
     for step in range(0, 6, 2):
@@ -238,14 +241,15 @@ def test_dispatches(monkeypatch, kind, devices):
 )
 def test_what_cannot_be_shared_out(kind, devices, batch, said):
   with pytest.raises(errors.ConfigError, match=said) as e:
-    train.check(
+    plan.make(
       conftest.small_config(
         **{
           'parallel.kind': kind,
           'parallel.devices': devices,
           'batch_size': batch,
         }
-      )
+      ),
+      pathlib.Path('unused'),
     )
   assert e.value.exit_code == 2
   assert '\n' not in str(e.value)
@@ -253,7 +257,7 @@ def test_what_cannot_be_shared_out(kind, devices, batch, said):
 
 def test_kinds():
   def kind(name, devices):
-    made = parallel_lib.Parallel(name, devices, batch_size=16)
+    made = parallel_lib.Parallel(name, devices)
     return made.kind, made.count
 
   assert kind('auto', 1) == ('single', 1)
@@ -277,7 +281,7 @@ def test_evaluation_on_any_number_of_devices(teacher, kind, devices):
       feed.feed(task.test, None),
       model=found.model,
       metric=metrics.METRICS['rmse'],
-      parallel=parallel_lib.Parallel(*how, batch_size=0),
+      parallel=parallel_lib.Parallel(*how),
       batch=16,
     )(found.variables)
     for how in (('single', 1), (kind, devices))

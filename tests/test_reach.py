@@ -142,8 +142,8 @@ _SPY = optax.GradientTransformation(
 )
 
 
-def _teacher_side(variables, batch):
-  return split.side(TEACHER, variables, batch.teacher_x)
+def _teacher_sides(variables, batch):
+  return {'teacher': split.side(TEACHER, variables, batch.input_of('teacher'))}
 
 
 def _parts(method, **changes):
@@ -151,7 +151,7 @@ def _parts(method, **changes):
     'model': STUDENT,
     'method': method,
     'optimizer': _SPY,
-    'teacher_side': _teacher_side,
+    'teacher_sides': _teacher_sides,
   } | changes
 
 
@@ -169,12 +169,14 @@ def _batch():
     }
 
   y = jnp.asarray(rng.normal(size=B), jnp.float32)
-  return types.Batch(x=x(), y=y, mask=jnp.ones(B), teacher_x=x())
+  return types.Batch(x=x(), y=y, mask=jnp.ones(B), teacher_x={'teacher': x()})
 
 
 @functools.cache
 def _teacher():
-  made = TEACHER.init(jax.random.key(9), _batch().teacher_x, train=False)
+  made = TEACHER.init(
+    jax.random.key(9), _batch().teacher_x['teacher'], train=False
+  )
   return _alive(made, seed=1)
 
 
@@ -337,8 +339,9 @@ def _compiled(method, batch, **changes):
 
 def _nan_for_teacher():
   batch = _batch()
-  x = batch.teacher_x | {'genres': batch.teacher_x['genres'] * np.nan}
-  return batch._replace(teacher_x=x)
+  x = batch.input_of('teacher')
+  x = x | {'genres': x['genres'] * np.nan}
+  return batch._replace(teacher_x={'teacher': x})
 
 
 def test_the_teacher_never_sees_x_without_consistency_losses():
@@ -352,15 +355,16 @@ def test_the_teacher_never_sees_x_without_consistency_losses():
   jax.tree.map(np.testing.assert_array_equal, its_metrics, metrics)
   # Nor is it computed in vain: the program is as large as one that is given
   # the teacher's states.
-  side = _teacher_side(_teacher(), _batch())
-  given = _batch()._replace(teacher_states=(side.states, side.output))
+  side = _teacher_sides(_teacher(), _batch())['teacher']
+  given = _batch()._replace(
+    teacher_states={'teacher': (side.states, side.output)}
+  )
 
   def cached(variables, batch):
-    states, output = batch.teacher_states
-    interpret = split.interpreter(TEACHER, variables, train=False)
-    return split.Side(states, output, interpret)
+    known = batch.teacher_states['teacher']
+    return {'teacher': split.precomputed(*known, TEACHER, variables)}
 
-  rest = _compiled(method, given, teacher_side=cached)
+  rest = _compiled(method, given, teacher_sides=cached)
   assert run.cost_analysis()['flops'] == rest.cost_analysis()['flops']
 
 

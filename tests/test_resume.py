@@ -17,7 +17,8 @@ import pytest
 from td_jax import errors
 from td_jax.data import movielens
 from td_jax.data import sources
-from td_jax.run import train
+from td_jax.run import metrics_log
+from td_jax.run import pipeline
 from td_jax.run import workdir
 from td_jax.storage import checkpoint
 
@@ -63,7 +64,7 @@ def _last_row(path):
 
 
 def _run(path, config, watch=None):
-  return train.run(
+  return pipeline.run(
     config, path, watch=watch or conftest.Watch(), log=lambda line: None
   )
 
@@ -203,10 +204,16 @@ def test_a_run_that_is_older_than_a_key_goes_on(tmp_path):
     _run(path, config, _stop_at(path, 6))
   for file in (path / 'config.json', path / 'teacher/config.json'):
     stored = json.loads(file.read_text())
-    del (
-      stored['optim']['skip_loss_above'],
-      stored['teacher']['optim']['skip_loss_above'],
+    for learner in (stored, stored['teacher']):
+      del learner['optim']['skip_loss_above']
+      learner['dispatch'] = learner.pop('steps_per_dispatch')
+    stored['refit'] = stored.pop('refit_on_validation')
+    stored['select'] = stored.pop('score_before_refit')
+    stored['data']['until'] = stored['data'].pop('train_fraction')
+    stored['distill']['student_sends'] = stored['distill'].pop(
+      'student_encodes'
     )
+    del stored['distill']['unroll']  # As if it were a new key.
     file.write_text(json.dumps(stored))
   _run(path, config)
   _assert_same(path, tmp_path / 'whole')
@@ -312,7 +319,7 @@ def test_rows_after_the_checkpoint_are_written_anew(tmp_path, whole, damage):
 def test_rows_are_kept_whatever_happens_while_they_are_cut(
   tmp_path, monkeypatch
 ):
-  rows = workdir.Rows(tmp_path, step=0)
+  rows = metrics_log.MetricsLog(tmp_path, step=0)
   for step in (2, 4):
     rows.write(step, {'loss': np.ones(1)})
   rows.close()
@@ -324,7 +331,7 @@ def test_rows_are_kept_whatever_happens_while_they_are_cut(
 
   monkeypatch.setattr(os, 'replace', killed)
   with pytest.raises(_CrashError):
-    workdir.Rows(tmp_path, step=2)
+    metrics_log.MetricsLog(tmp_path, step=2)
   assert file.read_bytes() == before
 
 
@@ -333,7 +340,8 @@ def test_rows_are_kept_whatever_happens_while_they_are_cut(
 _DRIVER = """
 import json, os, pathlib, sys
 import conftest
-from td_jax import errors, preemption, train
+from td_jax import errors
+from td_jax.run import pipeline, preemption
 from td_jax.data import sources
 
 sources.movielens_100k = lambda *a, **k: conftest.small_ratings(rows={rows})
@@ -343,7 +351,7 @@ for line in sys.stdin:
     path, arg, overrides = json.loads(line)
     try:
       config = conftest.small_config(arg, **overrides)
-      train.run(
+      pipeline.run(
           config, pathlib.Path(path), watch=preemption.Watch(), log=print
       )
       code = 0

@@ -34,7 +34,7 @@ def _joined(*parts):
 
 
 def _leaves(batch):
-  assert batch.teacher_x is None
+  assert batch.teacher_x == {}
   return [batch.x, batch.y, batch.mask]
 
 
@@ -76,8 +76,10 @@ def test_scores_are_of_the_same_images_as_in_memory(vision_data):
   assert streamed.facts == resident.facts
   count = tiny_vision.SIZES['validation']
   (batch,) = streamed.validation.whole(count, slice(0, count))
-  seen = jax.jit(streamed.pick)((), batch, None)
-  expected = jax.jit(resident.pick)(resident.validation, np.arange(count), None)
+  seen = jax.jit(streamed.make_batch)((), batch, None)
+  expected = jax.jit(resident.make_batch)(
+    resident.validation, np.arange(count), None
+  )
   np.testing.assert_array_equal(seen.y, expected.y)
   # A stream rounds to whole grey levels.
   np.testing.assert_allclose(seen.x, expected.x, atol=0.51 / 55)

@@ -15,7 +15,7 @@ from td_jax.paper import numbers
 from td_jax.paper import plot
 from td_jax.paper import table_specs
 from td_jax.paper import tables
-from td_jax.run import train
+from td_jax.run import pipeline
 from td_jax.storage import results_log
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -291,7 +291,7 @@ def _recorded(monkeypatch, stop_at=0):
     scores = [1.0] * config.seeds
     return _cell('', config.method, scores, first=config.seed)
 
-  monkeypatch.setattr(train, 'run', run)
+  monkeypatch.setattr(pipeline, 'run', run)
   return ran
 
 
@@ -400,7 +400,7 @@ def test_two_processes_share_the_cells(tmp_path, monkeypatch):
 
 def test_what_another_process_has_finished_meanwhile(tmp_path, monkeypatch):
   ran = _recorded(monkeypatch)
-  alone = train.run
+  alone = pipeline.run
 
   def run(config, path, **more):
     # While one is run here, another process runs all others.
@@ -414,7 +414,7 @@ def test_what_another_process_has_finished_meanwhile(tmp_path, monkeypatch):
     (tmp_path / 'images.jsonl').write_text(lines)
     return alone(config, path, **more)
 
-  monkeypatch.setattr(train, 'run', run)
+  monkeypatch.setattr(pipeline, 'run', run)
   _grid(tmp_path, ['6'])
   assert len(ran) == 1
   assert len(results_log.read(tmp_path / 'images.jsonl')) == 6

@@ -11,9 +11,9 @@ import tiny_vision
 from td_jax import errors
 from td_jax.data import classification
 from td_jax.run import config as config_lib
+from td_jax.run import pipeline
 from td_jax.run import saved
 from td_jax.run import teachers
-from td_jax.run import train
 
 GREY = (127.5, 127.5, 127.5)
 
@@ -88,23 +88,23 @@ def test_what_is_kept_is_computed_once(load, tmp_path):
 
   folder = tmp_path / 'kept'
   first, _ = load('probe', **{'teacher.cache_dir': str(folder)})
-  made = first.keep('scores', lambda: {'score': np.arange(3.0)})
+  made = first.cache.get('scores', lambda: {'score': np.arange(3.0)})
   again, lines = load('probe', **{'teacher.cache_dir': str(folder)})
   assert lines == []
   np.testing.assert_array_equal(
-    again.keep('scores', other)['score'], made['score']
+    again.cache.get('scores', other)['score'], made['score']
   )
   assert len(list(folder.iterdir())) == 2
   # Another head, other images: nothing of it holds.
   for head, changes in (('none', {}), ('probe', {'data.mean': GREY})):
     found, _ = load(head, **changes, **{'teacher.cache_dir': str(folder)})
     with pytest.raises(AssertionError, match='again'):
-      found.keep('scores', other)
+      found.cache.get('scores', other)
   # Without a folder nothing but the head is kept.
   alone, _ = load('probe')
-  assert alone.keep('scores', lambda: {'score': 1})['score'] == 1
+  assert alone.cache.get('scores', lambda: {'score': 1})['score'] == 1
   with pytest.raises(AssertionError, match='again'):
-    alone.keep('scores', other)
+    alone.cache.get('scores', other)
 
 
 def test_a_stored_head_and_none(load, tmp_path):
@@ -156,7 +156,7 @@ def test_another_network_than_is_declared(load, vision_teacher):
 def test_validation_is_scored_by_a_teacher_that_has_not_seen_it(tmp_path):
   def run(name, arg, **overrides):
     lines = []
-    found = train.run(
+    found = pipeline.run(
       conftest.small_config(arg, **overrides),
       tmp_path / name,
       watch=conftest.Watch(),
@@ -167,12 +167,21 @@ def test_validation_is_scored_by_a_teacher_that_has_not_seen_it(tmp_path):
   run('teacher', 'method=teacher', refit_on_validation=True)
   named = {'teacher.checkpoint': str(tmp_path / 'teacher')}
   before, said = run('before', 'method=ld', **named)
-  assert before['teacher']['folder'] == str(tmp_path / 'teacher/selection')
-  assert 'has learnt from validation' not in said
+  assert before['teachers']['teachers']['teacher']['folder'] == str(
+    tmp_path / 'teacher/selection'
+  )
+  assert 'has trained on validation' not in said
   both, _ = run('both', 'method=ld', refit_on_validation=True, **named)
-  assert both['teacher']['folder'] == str(tmp_path / 'teacher')
-  assert both['teacher']['validation'] == before['teacher']['validation']
+  assert both['teachers']['teachers']['teacher']['folder'] == str(
+    tmp_path / 'teacher'
+  )
+  assert (
+    both['teachers']['teachers']['teacher']['validation']
+    == before['teachers']['teachers']['teacher']['validation']
+  )
   shutil.rmtree(tmp_path / 'teacher/selection')
   late, said = run('late', 'method=ld', **named)
-  assert late['teacher']['folder'] == str(tmp_path / 'teacher')
-  assert 'has learnt from validation' in said
+  assert late['teachers']['teachers']['teacher']['folder'] == str(
+    tmp_path / 'teacher'
+  )
+  assert 'has trained on validation' in said

@@ -11,7 +11,7 @@ from td_jax.data import sources
 from td_jax.paper import table_specs
 from td_jax.paper import tables
 from td_jax.paper import tune
-from td_jax.run import train
+from td_jax.run import pipeline
 from td_jax.storage import results_log
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -62,7 +62,7 @@ def ran(monkeypatch):
       'commit': 'abc',
     }
 
-  monkeypatch.setattr(train, 'run', run)
+  monkeypatch.setattr(pipeline, 'run', run)
   monkeypatch.setattr(tables, 'teacher_of', lambda *_, **__: 'teacher')
   return configs
 
@@ -146,7 +146,7 @@ def test_a_teacher_is_scored_by_the_genres_it_will_teach(tmp_path, monkeypatch):
   )
   config.test = config.refit_on_validation = False
   config.teacher.batch_size, config.seed = 16, 1
-  train.run(
+  pipeline.run(
     config, tmp_path / 'run', watch=conftest.Watch(), log=lambda _: None
   )
   each = [tune._score(config, tmp_path / 'run', g) for g in small.genre_names]

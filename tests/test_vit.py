@@ -52,7 +52,7 @@ _equal = np.testing.assert_array_equal
 
 
 def _model(**changes) -> Any:
-  return models.MODELS['vit'](**(_SETTINGS | changes))
+  return models.NETWORKS['vit'].module(**(_SETTINGS | changes))
 
 
 @functools.cache
@@ -553,7 +553,7 @@ def test_networks_of_two_widths_talk():
   def lesson(variables):
     return base.Lesson(
       student=split.side(student, variables, _x()),
-      teacher=split.side(teacher, theirs, _x()),
+      teachers={'teacher': split.side(teacher, theirs, _x())},
       batch=types.Batch(x=_x(), y=jnp.zeros(B, int), mask=jnp.ones(B)),
       step=jnp.int32(0),
       rng=_key(3),
@@ -591,7 +591,7 @@ def test_other_splits_are_refused_with_the_valid_range(cut):
     ({'dtype': 'float16'}, 'one of: bfloat16, float32.'),
     ({'heads': 3}, 'model.width is 8; it must be a multiple of model.heads, 3'),
     ({'depth': 0}, 'model.depth is 0; it must be at least 1.'),
-    ({'dropout': 1.0}, 'model.dropout is 1.0; a rate is'),
+    ({'dropout': 1.0}, 'model.dropout is 1.0; a rate must be'),
     (
       {'class_token': 'none'},
       "model.pooling is 'token', but model.class_token",
@@ -607,10 +607,10 @@ def test_settings_that_cannot_work_are_refused(changes, message):
 
 
 def test_a_config_is_checked_against_the_images():
-  vit.check('config.model', _model(), SIZE)
+  vit.check('config.model', _model(), {'image_size': SIZE})
   with pytest.raises(errors.ConfigError) as caught:
-    vit.check('config.model', _model(), SIZE + 1)
+    vit.check('config.model', _model(), {'image_size': SIZE + 1})
   assert str(caught.value) == (
-    'config.model.patch is 4; images of 13 pixels cannot be cut into such '
-    'patches.'
+    'config.model.patch is 4, but config.data.size is 13; the size must be a '
+    'multiple of the patch.'
   )

@@ -1,0 +1,3 @@
+"""Packaged experiments: `td_jax --config=NAME`, one file for each."""
+
+NAMES = ('movielens', 'vit_cifar10', 'vit_cifar100', 'vit_imagenet')

@@ -105,7 +105,14 @@ def images(dataset, splits, *, classes, size, memory):
 
 
 def learner(
-  model, *, steps, batch_size, optimizer, learning_rate, weight_decay, clip
+  model,
+  *,
+  steps,
+  batch_size,
+  optimizer_name,
+  learning_rate,
+  weight_decay,
+  clip,
 ):
   """A network that learns, and its recipe: the student, or the teacher."""
   cfg = ml_collections.ConfigDict()
@@ -117,16 +124,26 @@ def learner(
 
   cfg.model = model
 
-  cfg.optim = ml_collections.ConfigDict()
-  cfg.optim.name = optimizer  # adamw or sgd.
-  cfg.optim.learning_rate = learning_rate  # The peak.
-  cfg.optim.warmup = 100  # Steps.
-  cfg.optim.decay = 'cosine'  # Or constant.
-  cfg.optim.weight_decay = weight_decay  # Of matrices and tables.
-  cfg.optim.momentum = 0.9  # Of sgd.
-  cfg.optim.clip = clip  # Global norm of the gradient; 0 does not clip.
-  # Skip a step whose loss is so many times its running mean; 0 skips none.
-  cfg.optim.skip_loss_above = 0.0
+  cfg.optim = optimizer()
+  cfg.optim.name = optimizer_name
+  cfg.optim.learning_rate = learning_rate
+  cfg.optim.weight_decay = weight_decay
+  cfg.optim.clip = clip
+  return cfg
+
+
+def optimizer():
+  """An optimizer; also completes the stored configs of older runs."""
+  cfg = ml_collections.ConfigDict()
+  cfg.name = 'adamw'  # adamw or sgd.
+  cfg.learning_rate = 1e-3  # The peak.
+  cfg.warmup = 100  # Steps of linear warm-up.
+  cfg.decay = 'cosine'  # cosine or constant, after the warm-up.
+  cfg.weight_decay = 0.0  # On matrices and embedding tables only.
+  cfg.momentum = 0.9  # For sgd.
+  cfg.clip = 0.0  # Largest global norm of the gradient; 0 does not clip.
+  # Skip a step whose loss exceeds its running mean by this factor; 0 skips none.
+  cfg.skip_loss_above = 0.0
   return cfg
 
 
@@ -136,6 +153,7 @@ def distill(**weights):
   cfg.weights = ml_collections.ConfigDict()
   # Each a number or knots, such as ((0, 1.0), (500, 0.0)).
   cfg.weights.logit = anything(1.0)  # LD, Hybrid, TD + LD.
+  cfg.weights.dkd = anything(1.0)  # DKD.
   cfg.weights.feature = anything(1.0)  # FD, Hybrid.
   cfg.weights.hint = anything(1.0)  # FitNet.
   cfg.weights.interact = anything(1.0)  # TD: L_interact.
@@ -147,7 +165,9 @@ def distill(**weights):
   cfg.dropout = 0.0  # Inside encoders and decoders.
   cfg.distance = 'l2'  # Of states and messages: l2, cosine, pearson, kl.
   cfg.logit_distance = 'l2'  # Of outputs.
-  cfg.temperature = 1.0  # Of kl.
+  cfg.temperature = 1.0  # For kl and DKD.
+  cfg.dkd_alpha = 1.0  # DKD: weight of the target class.
+  cfg.dkd_beta = 8.0  # DKD: weight of the other classes.
   cfg.interact_target = 'chained'  # Algorithm 1; or original, section 3.3.
   cfg.student_encodes = 'low_and_high'  # Or low.
   cfg.noise = 0.0  # On what the teacher interprets, in RMS; paper's is 0.1.

@@ -65,7 +65,7 @@ def config(
       common.vit(depth=4, split=(2, 4), **changes),
       steps=20_000,
       batch_size=512,
-      optimizer='sgd',
+      optimizer_name='sgd',
       learning_rate=learning_rate,
       weight_decay=0.0,
       clip=1.0,

@@ -1,24 +1,61 @@
-"""Datasets by name. A new one is a file with `check` and `load`, and a line."""
+"""Datasets by the name of their domain.
+
+A new domain is a file with the functions of `Domain` and a line in `DOMAINS`.
+"""
 
 from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
 from typing import NamedTuple
 
+from td_jax import types
 from td_jax.data import classification
 from td_jax.data import movielens
-from td_jax.data import task
+from td_jax.data import task as task_lib
 
 
 class Domain(NamedTuple):
-  # config -> None; raises a ConfigError for a `data` block that cannot work.
-  check: Callable[..., None]
-  load: Callable[..., task.Task]  # (config, log=) -> Task
-  # config -> a Task to see shapes by, where there may be no data.
-  shapes: Callable[..., task.Task]
+  """What a kind of dataset offers to the rest of the package."""
+
+  # Raises a ConfigError for a `data` block that cannot work.
+  check: Callable[[types.Config], None]
+  # What `models.check` and `models.tokens` need to know about the inputs,
+  # such as {'image_size': 384}.
+  inputs: Callable[[types.Config], Mapping[str, Any]]
+  # (config, log=) -> the dataset, read once for all runs of a plan.
+  read: Callable[..., Any]
+  # (config, dataset) -> the task that this config makes of the dataset.
+  task: Callable[[types.Config, Any], task_lib.Task]
+  # config -> a task with the right shapes, where no data may be at hand.
+  shapes: Callable[[types.Config], task_lib.Task]
+  # Changes a config in place so that its run uses all data, as a teacher does.
+  use_all_data: Callable[[types.Config], None]
+  task_loss: str  # A key of `losses.TASK_LOSSES`.
 
 
 DOMAINS = {
-  'movielens': Domain(movielens.check, movielens.load, movielens.load),
+  'movielens': Domain(
+    check=movielens.check,
+    inputs=lambda config: {},
+    read=movielens.read,
+    task=movielens.task,
+    shapes=movielens.load,
+    use_all_data=movielens.use_all_genres,
+    task_loss=movielens.TASK_LOSS,
+  ),
   'images': Domain(
-    classification.check, classification.load, classification.shapes
+    check=classification.check,
+    inputs=lambda config: {'image_size': config.data.size},
+    read=classification.read,
+    task=classification.task,
+    shapes=classification.shapes,
+    use_all_data=lambda config: None,
+    task_loss=classification.TASK_LOSS,
   ),
 }
+
+
+def load(config: types.Config, *, log: types.Log) -> task_lib.Task:
+  """Reads the dataset of `config` and makes its task."""
+  domain = DOMAINS[config.domain]
+  return domain.task(config, domain.read(config, log=log))

@@ -18,10 +18,10 @@ import weakref
 import numpy as np
 
 from td_jax import errors
+from td_jax import types
 from td_jax.data import interleave as lanes_lib
 from td_jax.data import preprocess
 from td_jax.data import records as records_lib
-from td_jax.data import sources
 from td_jax.data import tfds as tfds_lib
 
 _AHEAD = 2  # Whole batches that wait decoded.
@@ -191,7 +191,7 @@ class Stream:
     dtype: str = 'uint8',
     skip_corrupt: bool = False,
     workers: int = 0,
-    log: sources.Log = print,
+    log: types.Log = print,
   ):
     """`training` and `evaluation` call this.
 

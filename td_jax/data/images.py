@@ -4,8 +4,6 @@ A split is decoded once and kept beside the dataset, as uint8; the next start
 reads that file, without TensorFlow. What does not fit is for `stream`.
 """
 
-import hashlib
-import json
 import os
 import pathlib
 from typing import NamedTuple
@@ -14,10 +12,11 @@ import zipfile
 import numpy as np
 
 from td_jax import errors
+from td_jax import types
 from td_jax.data import records
-from td_jax.data import sources
 from td_jax.data import tfds
 from td_jax.storage import array_cache as cache_lib
+from td_jax.storage import digest
 
 _BLOCK = 4096  # Records read at a time.
 _MAX_BYTES = 8 << 30  # Of a split in memory.
@@ -39,7 +38,7 @@ def load_columns(
   data_dir: str = '',
   limit: int = 0,
   seed: int = 0,
-  log: sources.Log = print,
+  log: types.Log = print,
 ) -> Columns:
   """The images of a split whose images are all of one size.
 
@@ -76,9 +75,8 @@ def load_columns(
     images, labels = whole.images[keep], whole.labels[keep]
   else:  # A slice copies nothing.
     images, labels = whole.images[start:stop], whole.labels[start:stop]
-  digest = hashlib.sha256(whole.fingerprint.encode())
-  digest.update(keep.astype('<i8').tobytes())
-  return Columns(images, labels, whole.class_names, digest.hexdigest())
+  fingerprint = digest.sha256(whole.fingerprint, keep.astype('<i8'))
+  return Columns(images, labels, whole.class_names, fingerprint)
 
 
 def balanced(labels: np.ndarray, limit: int, *, seed: int) -> np.ndarray:
@@ -97,15 +95,13 @@ def balanced(labels: np.ndarray, limit: int, *, seed: int) -> np.ndarray:
 
 
 def _columns(images, labels, class_names):
-  digest = hashlib.sha256(
-    json.dumps([images.shape, labels.shape, class_names]).encode()
+  fingerprint = digest.sha256(
+    [images.shape, labels.shape, class_names], images, labels.astype('<i4')
   )
-  digest.update(images)
-  digest.update(labels.astype('<i4').tobytes())
-  return Columns(images, labels, tuple(class_names), digest.hexdigest())
+  return Columns(images, labels, tuple(class_names), fingerprint)
 
 
-def _decode(dataset: records.Dataset, split: str, log: sources.Log) -> Columns:
+def _decode(dataset: records.Dataset, split: str, log: types.Log) -> Columns:
   """Decodes every record of a whole split."""
   tfds.module()  # With its settings.
   import tensorflow as tf
@@ -189,15 +185,15 @@ def _cache(name, data_dir, split) -> tuple[pathlib.Path | None, str]:
   folder = records.find(name, data_dir)
   if '://' in str(folder):
     return None, ''  # Not ours to write to.
-  stamp = hashlib.sha256((folder / 'dataset_info.json').read_bytes())
+  stamp = digest.sha256((folder / 'dataset_info.json').read_bytes())
   title = name.split(':')[0].replace('/', '-')
   file = f'{title}-{folder.name}-{split}.npz'
   root = pathlib.Path(records.root(data_dir))
-  return root / records.CACHE / file, stamp.hexdigest()
+  return root / records.CACHE / file, stamp
 
 
 def _load_cache(
-  cache: pathlib.Path, stamp: str, log: sources.Log
+  cache: pathlib.Path, stamp: str, log: types.Log
 ) -> Columns | None:
   """Returns the cached split; None if it is absent, old or damaged."""
   if not os.path.exists(cache):

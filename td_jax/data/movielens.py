@@ -1,13 +1,14 @@
 """MovieLens-100K: rating prediction for the movies of one genre (section 6.2).
 
-Ratings come sorted by (timestamp, user, movie). The first 90% are for training,
-the last 10% for the test, cut before any choice of genre; validation is the
-last 10% of the training part, and is trained on too where `config.refit_on_validation` says
-so. `config.data.train_fraction` ends the training part earlier, to validate on another
-time. A movie belongs to every genre it lists.
+Ratings are sorted by (timestamp, user, movie). The first 90% are for training
+and the last 10% for testing, cut before any genre is selected. Validation is
+the last 10% of the training part; with `config.refit_on_validation` the final
+networks train on it too. `config.data.train_fraction` ends the training part
+earlier, to validate on another window of time. A movie belongs to every genre
+it lists.
 
-An id that the network's own training rows do not hold is row 0, the unknown
-one: 86% of the test rows have an id never seen in the fitted rows.
+Ids that do not occur in a network's own training rows share row 0, the unknown
+row: 86% of the test rows have an id that the fitted rows never saw.
 """
 
 import re
@@ -19,9 +20,11 @@ from td_jax import errors
 from td_jax import types
 from td_jax.data import feed
 from td_jax.data import sources
-from td_jax.data import task
+from td_jax.data import task as task_lib
 
-# The 8 with most training ratings, densest first: the paper's Genre 1 to 8.
+TASK_LOSS = 'squared_error'
+# The 8 genres with most training ratings, densest first: the paper's Genre 1
+# to 8.
 GENRES = (
   'Drama',
   'Comedy',
@@ -32,11 +35,15 @@ GENRES = (
   'Sci-Fi',
   'War',
 )
-TRAIN, FIT = 0.9, 0.9  # Of all ratings; of those, for fitting.
+_TRAIN_SHARE = 0.9  # Of all ratings; the rest is the test split.
+_FIT_SHARE = 0.9  # Of the training part; the rest is validation.
+_PENALTIES = (0.5, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30)
+_SWEEPS = 30  # Alternations after which the biases no longer change.
+_Biases = tuple[np.floating, np.ndarray, np.ndarray]  # (mean, users, movies)
 
 
 class Parts(NamedTuple):
-  """Row numbers, in the order of time."""
+  """Row numbers of the three splits, in the order of time."""
 
   train: np.ndarray
   validation: np.ndarray
@@ -44,51 +51,71 @@ class Parts(NamedTuple):
 
 
 def check(config: types.Config) -> None:
-  """Raises a ConfigError; a genre is looked up in the data, later."""
-  train_fraction = config.data.train_fraction
-  if not 0 < train_fraction <= 1:
+  """Raises a ConfigError; genres are checked against the data, later."""
+  fraction = config.data.train_fraction
+  if not 0 < fraction <= 1:
     raise errors.ConfigError(
-      f'config.data.train_fraction is {train_fraction}; it is a share of the training ratings, '
-      'above 0 and at most 1.'
+      f'config.data.train_fraction is {fraction}; it is a share of the '
+      'training ratings, above 0 and at most 1.'
     )
 
 
-def load(config: types.Config, *, log=print) -> task.Task:
-  """The task of `config.data`: all genres, or one.
+def use_all_genres(config: types.Config) -> None:
+  """Makes the run of `config` use the ratings of all genres."""
+  config.data.genre = ''
+
+
+def read(config: types.Config, *, log: types.Log = print) -> sources.Ratings:
+  """Reads all ratings.
 
   Raises:
-    errors.ConfigError: no such genre.
-    errors.DataError: the dataset cannot be had, or a split is empty.
+    errors.DataError: The dataset cannot be obtained.
   """
-  ratings = sources.movielens_100k(config.data.dir, log=log)
-  genre = config.data.genre
-  everything = parts(ratings, train_fraction=config.data.train_fraction)
-  selecting = parts(ratings, genre, train_fraction=config.data.train_fraction)
-  for name, rows in selecting._asdict().items():
+  return sources.movielens_100k(config.data.dir, log=log)
+
+
+def load(config: types.Config, *, log: types.Log = print) -> task_lib.Task:
+  """Reads the ratings and makes the task of `config`."""
+  return task(config, read(config, log=log))
+
+
+def task(config: types.Config, ratings: sources.Ratings) -> task_lib.Task:
+  """The task of `config.data`: all genres, or a single one.
+
+  Raises:
+    errors.ConfigError: There is no such genre.
+    errors.DataError: A split is empty.
+  """
+  genre, fraction = config.data.genre, config.data.train_fraction
+  all_genres = parts(ratings, train_fraction=fraction)
+  before_refit = parts(ratings, genre, train_fraction=fraction)
+  for name, rows in before_refit._asdict().items():
     if not len(rows):
       raise errors.DataError(
         f'MovieLens has no {name} rows for config.data.genre={genre!r}; '
         f'dense genres are {", ".join(GENRES)}.'
       )
-  chosen = selecting
+  chosen = before_refit
   if config.refit_on_validation:
-    everything, chosen = _refit(everything), _refit(selecting)
+    all_genres, chosen = _refit(all_genres), _refit(before_refit)
   student = _vocabulary(ratings, chosen.train)
-  teacher = _vocabulary(ratings, everything.train)
-  words = _words(ratings, everything.train)
+  # The teacher has trained on all genres, so it knows more ids.
+  teacher = _vocabulary(ratings, all_genres.train)
+  words = _words(ratings, all_genres.train)
 
-  def split(part):
-    rows = getattr(chosen, part)
+  def split(name: str) -> types.Batch:
+    rows = getattr(chosen, name)
     batch = types.Batch(
       x=_features(ratings, rows, student, words),
-      teacher_x=_features(ratings, rows, teacher, words),
+      teacher_x={types.TEACHER: _features(ratings, rows, teacher, words)},
       y=ratings.rating[rows],
       mask=np.ones(len(rows), np.float32),
     )
-    # As long for every genre: then their programs are one, compiled once.
-    return feed.padded(batch, len(getattr(everything, part)))
+    # All genres are padded to one length, so that they share one compiled
+    # program.
+    return feed.padded(batch, len(getattr(all_genres, name)))
 
-  return task.Task(
+  return task_lib.Task(
     name=genre or 'all genres',
     metadata={'genre': genre},
     train=split('train'),
@@ -100,23 +127,23 @@ def load(config: types.Config, *, log=print) -> task.Task:
       'words': int(words.max()) + 1,
       'mean': float(ratings.rating[chosen.train].mean()),
     },
-    task_loss='squared_error',
+    task_loss=TASK_LOSS,
     metric='rmse',
     fingerprint=ratings.fingerprint,
-    baselines=lambda: _baselines(ratings, selecting, chosen),
+    baselines=lambda: _baselines(ratings, before_refit, chosen),
   )
 
 
 def parts(
   ratings: sources.Ratings, genre: str = '', *, train_fraction: float = 1.0
 ) -> Parts:
-  """Cuts ratings by time, then keeps the rows of `genre` ('': all).
+  """Cuts the ratings by time, then selects the rows of `genre` ('': all).
 
-  Of the training part only the first share `train_fraction` is there.
+  The training part ends after its first `train_fraction`.
   """
-  test = int(len(ratings.rating) * TRAIN)
+  test = int(len(ratings.rating) * _TRAIN_SHARE)
   end = int(test * train_fraction)
-  fit = int(end * FIT)
+  fit = int(end * _FIT_SHARE)
   if genre:
     errors.choose('config.data.genre', genre, ratings.genre_names)
     column = ratings.genre_names.index(genre)
@@ -129,16 +156,16 @@ def parts(
   )
 
 
-def _refit(chosen):
-  """Validation rows become training rows."""
-  return chosen._replace(
-    train=np.concatenate([chosen.train, chosen.validation]),
-    validation=chosen.validation[:0],
+def _refit(parts: Parts) -> Parts:
+  """Moves the validation rows into the training rows."""
+  return parts._replace(
+    train=np.concatenate([parts.train, parts.validation]),
+    validation=parts.validation[:0],
   )
 
 
-def _vocabulary(ratings, rows):
-  """(users, movies): for each id its row of the tables, 0 if not in `rows`."""
+def _vocabulary(ratings: sources.Ratings, rows: np.ndarray) -> list[np.ndarray]:
+  """[users, movies]: the table row of each id, 0 if it is not in `rows`."""
   tables = []
   for ids in (ratings.user_id, ratings.movie_id):
     table = np.zeros(ids.max() + 1, np.int32)
@@ -148,10 +175,10 @@ def _vocabulary(ratings, rows):
   return tables
 
 
-def _words(ratings, rows):
-  """Words of every movie's title, int32 [movies, w]; 0 is none.
+def _words(ratings: sources.Ratings, rows: np.ndarray) -> np.ndarray:
+  """The words of each movie's title, int32 [movies, w]; 0 is padding.
 
-  The vocabulary is that of the movies in `rows`; the year is a word too.
+  The vocabulary comes from the movies in `rows`; the year is a word too.
   """
   titles = [re.findall(r"[\w']+", title.lower()) for title in ratings.titles]
   known = np.unique(ratings.movie_id[rows])
@@ -159,12 +186,18 @@ def _words(ratings, rows):
   number = {word: i + 1 for i, word in enumerate(vocabulary)}
   table = np.zeros((len(titles), max(map(len, titles))), np.int32)
   for movie, title in enumerate(titles):
-    found = [number[word] for word in title if word in number]
-    table[movie, : len(found)] = found
+    numbers = [number[word] for word in title if word in number]
+    table[movie, : len(numbers)] = numbers
   return table
 
 
-def _features(ratings, rows, vocabulary, words):
+def _features(
+  ratings: sources.Ratings,
+  rows: np.ndarray,
+  vocabulary: list[np.ndarray],
+  words: np.ndarray,
+) -> dict[str, np.ndarray]:
+  """The input of a network, see `models.mlp.MLP`."""
   users, movies = vocabulary
   movie = ratings.movie_id[rows]
   genres = ratings.genres[movie].astype(np.float32)
@@ -176,25 +209,29 @@ def _features(ratings, rows, vocabulary, words):
   }
 
 
-def _baselines(ratings, selecting, chosen):
-  """Validation and test RMSE of two models that need no network.
+def _baselines(
+  ratings: sources.Ratings, before_refit: Parts, chosen: Parts
+) -> dict[str, dict[str, float]]:
+  """Validation and test RMSE of two models without a network.
 
-  `mean rating` answers the mean of the training rows. `user+movie bias` adds a
-  bias a user and a bias a movie, fitted by ridge regression whose penalty is
-  chosen on validation.
+  `mean rating` predicts the mean of the training rows. `user+movie bias` adds
+  a bias for each user and each movie, fitted by ridge regression; validation
+  chooses the penalty.
   """
 
-  def rmse(fit, rows):
-    mean, user, movie = fit
-    guess = mean + user[ratings.user_id[rows]] + movie[ratings.movie_id[rows]]
-    return float(np.sqrt(np.mean((guess - ratings.rating[rows]) ** 2)))
+  def rmse(biases: _Biases, rows: np.ndarray) -> float:
+    mean, user, movie = biases
+    predicted = (
+      mean + user[ratings.user_id[rows]] + movie[ratings.movie_id[rows]]
+    )
+    return float(np.sqrt(np.mean((predicted - ratings.rating[rows]) ** 2)))
 
-  def validation(penalty):
-    fit = _biases(ratings, selecting.train, penalty)
-    return rmse(fit, selecting.validation)
+  def validation(penalty: float) -> float:
+    biases = _biases(ratings, before_refit.train, penalty)
+    return rmse(biases, before_refit.validation)
 
-  best = min((0.5, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30), key=validation)
-  # Without biases to speak of, the mean is left.
+  best = min(_PENALTIES, key=validation)
+  # An infinite penalty leaves the mean alone.
   return {
     name: {
       'validation': validation(penalty),
@@ -204,16 +241,19 @@ def _baselines(ratings, selecting, chosen):
   }
 
 
-def _biases(ratings, rows, penalty, sweeps=30):
-  """(mean, user, movie): ridge regression of the rating, by turns."""
+def _biases(
+  ratings: sources.Ratings, rows: np.ndarray, penalty: float
+) -> _Biases:
+  """(mean, user biases, movie biases), by alternating ridge regression."""
   ids = (ratings.user_id[rows], ratings.movie_id[rows])
   sizes = (ratings.user_id.max() + 1, len(ratings.titles))
   mean = ratings.rating[rows].mean()
   biases = [np.zeros(size) for size in sizes]
-  for _ in range(sweeps):
+  for _ in range(_SWEEPS):
     for own, other in ((1, 0), (0, 1)):
-      rest = ratings.rating[rows] - mean - biases[other][ids[other]]
-      total = np.bincount(ids[own], rest, minlength=sizes[own])
+      residual = ratings.rating[rows] - mean - biases[other][ids[other]]
+      total = np.bincount(ids[own], residual, minlength=sizes[own])
       count = np.bincount(ids[own], minlength=sizes[own])
       biases[own] = total / (count + penalty)
-  return mean, *biases
+  user, movie = biases
+  return mean, user, movie

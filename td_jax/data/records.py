@@ -11,8 +11,6 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from concurrent import futures
-import hashlib
-import json
 import os
 import random
 import re
@@ -27,6 +25,7 @@ import numpy as np
 
 from td_jax import errors
 from td_jax.data import tfds as tfds_lib
+from td_jax.storage import digest
 
 IMAGE_FOLDER = 'image_folder'
 CACHE = 'td_jax'  # A folder of ours beside the data; never a split.
@@ -300,7 +299,7 @@ def _command(name, data_dir):
 
 
 def _digest(*parts):
-  return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+  return digest.sha256(list(parts))
 
 
 def one_line(error: Exception) -> str:

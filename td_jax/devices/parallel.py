@@ -1,12 +1,12 @@
-"""One device or many: the only file that names pmap, a mesh or a sharding.
+"""One device or many: the only file that names pmap, meshes or shardings.
 
-A program is `fn(state, fixed, rows, axis_name=...)`. `state` and `fixed` mean
+A program is `fn(state, fixed, rows, axis_name=...)`. `state` and `fixed` are
 the same on every device; the leaves of `rows` have an axis of examples, which
-is shared out. What comes back means the same on every device.
+is divided among devices. The result is the same on every device.
 
-`mesh` works over several processes too, each with its own part of every batch,
-and with `fsdp` > 1 it cuts state and teacher into that many pieces, so that a
-network fits that is too large for one chip.
+`mesh` also works over several processes, each of which supplies its own part of
+every batch. With `fsdp` > 1 it shards state and teachers over that many
+devices, so that a network fits that is too large for one chip.
 """
 
 from collections.abc import Callable
@@ -20,12 +20,12 @@ import numpy as np
 
 from td_jax import errors
 from td_jax import types
+from td_jax.devices import gathering
 from td_jax.devices import sharding
-from td_jax.models import layers
 
 KINDS = ('auto', 'single', 'pmap', 'mesh')
 _DATA, _FSDP = 'data', 'fsdp'
-_AXES = (_DATA, _FSDP)  # Examples are shared out over both.
+_AXES = (_DATA, _FSDP)  # Examples are divided over both.
 
 
 class Parallel:
@@ -36,89 +36,73 @@ class Parallel:
     kind: str,
     devices: int,
     *,
-    batch_size: int,
     fsdp: int = 1,
-    found: Sequence[Any] | None = None,
+    devices_available: Sequence[Any] | None = None,
   ):
-    """Takes `devices` of the devices found, or all if that is 0.
+    """Takes `devices` of the available devices, or all of them if it is 0.
 
     Args:
-      kind: Of `KINDS`.
-      devices: How many.
-      batch_size: Of the whole batch, over all processes.
-      fsdp: How many pieces a state is cut into.
-      found: The devices there are; by default those of all processes.
+      kind: One of `KINDS`.
+      devices: The number of devices.
+      fsdp: The number of shards of a state.
+      devices_available: By default those of all processes. They may be of
+        another machine, to compile for it.
 
     Raises:
-      errors.ConfigError: that many are not there, or the batch cannot be
-        shared out evenly.
+      errors.ConfigError: There are not as many devices, or `kind` cannot use
+        them.
     """
-    found = jax.devices() if found is None else found
-    count = devices or len(found)
-    if not 1 <= count <= len(found):
+    available = (
+      jax.devices() if devices_available is None else devices_available
+    )
+    self.processes = len({device.process_index for device in available})
+    self.platform = available[0].platform
+    count = _count(devices, available, self.processes)
+    self.kind = _kind(kind, count, fsdp, self.processes)
+    self.count = 1 if self.kind == 'single' else count
+    if fsdp > 1 and (self.kind != 'mesh' or self.count % fsdp):
       raise errors.ConfigError(
-        f'config.parallel.devices is {devices}; there are {len(found)} '
-        f'{found[0].platform} devices (0 takes all).'
+        f'config.parallel.fsdp is {fsdp}; it needs '
+        "config.parallel.kind='mesh' and must divide the number of devices "
+        f'({self.kind!r} on {self.count} here).'
       )
-    errors.choose('config.parallel.kind', kind, KINDS)
-    self.processes = len({device.process_index for device in found})
-    if kind == 'auto':
-      if self.processes > 1 or fsdp > 1:
-        kind = 'mesh'
-      else:
-        kind = 'single' if count == 1 else 'pmap'
-    if kind != 'mesh' and self.processes > 1:
+    used = np.asarray(available[: self.count])
+    # The results of pmap are sharded over a single axis of this name.
+    self._mesh = jax.sharding.Mesh(used, (_DATA,))
+    if self.kind == 'mesh':
+      self._mesh = jax.sharding.Mesh(used.reshape(-1, fsdp), _AXES)
+    self._sharded_params = fsdp > 1
+
+  def check_batch_size(
+    self, batch_size: int, field: str = 'config.batch_size'
+  ) -> None:
+    """Raises a ConfigError unless the devices divide the global batch."""
+    if batch_size % self.count:
       raise errors.ConfigError(
-        f'config.parallel.kind is {kind!r}, which knows one process, and '
-        f"there are {self.processes}; take 'mesh'."
+        f'{field} is {batch_size}, which {self.count} devices cannot '
+        f'share evenly; choose a multiple of {self.count}.'
       )
-    if self.processes > 1 and count != len(found):
-      raise errors.ConfigError(
-        f'config.parallel.devices is {count}; {self.processes} processes use '
-        f'all of their {len(found)} devices (0).'
-      )
-    if kind == 'single':
-      count = 1
-    if fsdp > 1 and (kind != 'mesh' or count % fsdp):
-      raise errors.ConfigError(
-        f'config.parallel.fsdp is {fsdp}; it takes '
-        "config.parallel.kind='mesh' and divides the number of devices "
-        f'({kind!r} on {count} here).'
-      )
-    if batch_size % count:
-      raise errors.ConfigError(
-        f'config.batch_size is {batch_size}, which {count} devices cannot '
-        f'share evenly; take a multiple of {count}.'
-      )
-    self.kind, self.count = kind, count
-    self.platform = found[0].platform
-    devices_used = np.asarray(found[:count])
-    # What pmap gives back has an axis of this name alone.
-    self._mesh = jax.sharding.Mesh(devices_used, (_DATA,))
-    if kind == 'mesh':
-      self._mesh = jax.sharding.Mesh(devices_used.reshape(-1, fsdp), _AXES)
-    self._in_pieces = fsdp > 1
 
   @property
   def is_main(self) -> bool:
-    """Whether this process is the one that writes files."""
+    """Whether this is the process that writes files."""
     return self.processes == 1 or jax.process_index() == 0
 
-  def part(self, batch_size: int) -> slice:
-    """The places of a batch whose examples this process brings."""
+  def host_slice(self, batch_size: int) -> slice:
+    """The part of a global batch that this process supplies."""
     if self.processes == 1:
       return slice(0, batch_size)
     own = batch_size // self.processes
     return slice(jax.process_index() * own, (jax.process_index() + 1) * own)
 
-  def agree(self, said: bool) -> bool:
-    """Whether any process says so; all of them must ask."""
+  def any_process(self, flag: bool) -> bool:
+    """Whether `flag` is set on any process; all processes must call this."""
     if self.processes == 1:
-      return said
-    return bool(multihost_utils.process_allgather(np.array(said)).any())
+      return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
   def shardings(self, tree: types.PyTree) -> types.PyTree:
-    """Where each leaf of a state, or of a network's variables, lives."""
+    """The sharding of each leaf of a state or of a network's variables."""
     if self.kind != 'mesh':
       return jax.tree.map(lambda _: self._named(), tree)
     return jax.tree.map(
@@ -127,15 +111,15 @@ class Parallel:
     )
 
   def place(self, tree: types.PyTree) -> types.PyTree:
-    """Copies `tree` to the devices, once; with fsdp each leaf in pieces."""
+    """Copies `tree` to the devices; with fsdp its large leaves are sharded."""
     return jax.tree.map(self._put, tree, self.shardings(tree))
 
   def replicate(self, tree: types.PyTree) -> types.PyTree:
-    """Copies `tree` to every device, once."""
+    """Copies all of `tree` to every device."""
     return jax.tree.map(lambda leaf: self._put(leaf, self._named()), tree)
 
   def gather(self, tree: types.PyTree) -> types.PyTree:
-    """`tree` as numpy arrays, whole on every process."""
+    """`tree` as numpy arrays, complete on every process."""
     if all(
       leaf.is_fully_addressable or leaf.is_fully_replicated
       for leaf in jax.tree.leaves(tree)
@@ -147,14 +131,14 @@ class Parallel:
   def compile(
     self, fn: Callable[..., Any], *, axis: int, updates: bool = False
   ) -> Callable[..., Any]:
-    """The compiled `fn`.
+    """Compiles `fn`, at its first call.
 
     Args:
       fn: A program.
-      axis: Of the leaves of `rows`: the one that counts examples. On several
-        processes `rows` holds this one's `part`.
-      updates: Whether `fn` returns (the state after, ...); then it takes over
-        the state that it is given.
+      axis: The axis of examples in the leaves of `rows`. With several
+        processes, `rows` holds the `host_slice` of this process.
+      updates: Whether `fn` returns (new state, ...); then the state that is
+        passed in is donated.
     """
     if self.kind == 'pmap':
       mapped = jax.pmap(
@@ -166,20 +150,25 @@ class Parallel:
         donate_argnums=(0,) if updates else (),
       )
 
-      def run_mapped(state, fixed, rows):
-        share = functools.partial(self._rows_of_each_device, axis=axis)
-        return mapped(state, fixed, jax.tree.map(share, rows))
+      def run_mapped(
+        state: types.PyTree, fixed: types.PyTree, rows: types.PyTree
+      ) -> Any:
+        split = functools.partial(self._by_device, axis=axis)
+        return mapped(state, fixed, jax.tree.map(split, rows))
 
       return run_mapped
 
     jitted = None
 
-    def run(state, fixed, rows):
+    def run(
+      state: types.PyTree, fixed: types.PyTree, rows: types.PyTree
+    ) -> Any:
       nonlocal jitted
       if jitted is None:
+        # The shardings of the result follow from the shapes of the state.
         jitted = self._jit(fn, state, updates=updates)
-      share = functools.partial(self._sharded, axis=axis)
-      return jitted(state, fixed, jax.tree.map(share, rows))
+      shard = functools.partial(self._shard_rows, axis=axis)
+      return jitted(state, fixed, jax.tree.map(shard, rows))
 
     return run
 
@@ -192,78 +181,109 @@ class Parallel:
     *,
     axis: int,
   ) -> tuple[Any, tuple[types.PyTree, types.PyTree, types.PyTree]]:
-    """`fn`, an update, jitted, and arguments of these shapes to lower it for.
+    """(the jitted update `fn`, abstract arguments to lower it for).
 
-    Of `fixed` only the first part, the teacher, is cut into pieces.
+    `fixed` is (teachers, columns), of which only the teachers are sharded.
     """
 
-    def described(tree, wheres):
-      return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(
-          leaf.shape, leaf.dtype, sharding=where
-        ),
-        tree,
-        wheres,
+    def struct(leaf: Any, leaf_sharding: Any) -> jax.ShapeDtypeStruct:
+      return jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=leaf_sharding
       )
 
-    def everywhere(tree, where):
-      return described(tree, jax.tree.map(lambda _: where, tree))
+    def sharded(tree: types.PyTree) -> types.PyTree:
+      return jax.tree.map(struct, tree, self.shardings(tree))
 
-    teacher, columns = fixed
+    def alike(tree: types.PyTree, leaf_sharding: Any) -> types.PyTree:
+      return jax.tree.map(lambda leaf: struct(leaf, leaf_sharding), tree)
+
+    teachers, columns = fixed
     return self._jit(fn, state, updates=True), (
-      described(state, self.shardings(state)),
-      (
-        described(teacher, self.shardings(teacher)),
-        everywhere(columns, self._named()),
-      ),
-      everywhere(rows, self._named(*[None] * axis, _AXES)),
+      sharded(state),
+      (sharded(teachers), alike(columns, self._named())),
+      alike(rows, self._named(*[None] * axis, _AXES)),
     )
 
-  def _jit(self, fn, state, *, updates):
+  def _jit(
+    self, fn: Callable[..., Any], state: types.PyTree, *, updates: bool
+  ) -> Any:
     program = functools.partial(fn, axis_name=None)
     return jax.jit(
-      self._gathering(program) if self._in_pieces else program,
+      self._with_gathering(program) if self._sharded_params else program,
       donate_argnums=(0,) if updates else (),
       out_shardings=(
         (self.shardings(state), self._named()) if updates else self._named()
       ),
     )
 
-  def _gathering(self, program):
-    """`program`, each of whose kernels is made whole where it is used."""
+  def _with_gathering(self, program: Callable[..., Any]) -> Callable[..., Any]:
+    """`program`, with each sharded kernel all-gathered where it is used."""
 
-    def gather(param):
+    def gather(param: types.Array) -> types.Array:
       return jax.lax.with_sharding_constraint(param, self._named())
 
-    def gathering(*args):
-      with layers.gathering(gather):
+    def with_gathering(*args: Any) -> Any:
+      with gathering.gathered_params(gather):
         return program(*args)
 
-    return gathering
+    return with_gathering
 
-  def _named(self, *axes):
+  def _named(self, *axes: Any) -> jax.sharding.NamedSharding:
+    """A sharding of the leading axes of an array over mesh axes."""
     return jax.sharding.NamedSharding(
       self._mesh, jax.sharding.PartitionSpec(*axes)
     )
 
-  def _put(self, leaf, where):
+  def _put(self, leaf: Any, leaf_sharding: Any) -> types.Array:
     if self.processes == 1:
-      return jax.device_put(leaf, where)
-    leaf = np.asarray(leaf)  # The same on every process.
+      return jax.device_put(leaf, leaf_sharding)
+    # Every process has the whole leaf and supplies the shards of its devices.
+    leaf = np.asarray(leaf)
     return jax.make_array_from_callback(
-      leaf.shape, where, lambda index: leaf[index]
+      leaf.shape, leaf_sharding, lambda index: leaf[index]
     )
 
-  def _sharded(self, leaf, *, axis):
-    where = self._named(*[None] * axis, self._mesh.axis_names)
+  def _shard_rows(self, leaf: Any, *, axis: int) -> types.Array:
+    leaf_sharding = self._named(*[None] * axis, self._mesh.axis_names)
     if self.processes == 1:
-      return jax.device_put(leaf, where)
-    return jax.make_array_from_process_local_data(where, leaf)
+      return jax.device_put(leaf, leaf_sharding)
+    return jax.make_array_from_process_local_data(leaf_sharding, leaf)
 
-  def _rows_of_each_device(self, leaf, *, axis):
+  def _by_device(self, leaf: Any, *, axis: int) -> np.ndarray:
     """[..., b, ...] -> [devices, ..., b / devices, ...]."""
     shape = leaf.shape
     parts = leaf.reshape(
       *shape[:axis], self.count, shape[axis] // self.count, *shape[axis + 1 :]
     )
     return np.moveaxis(parts, axis, 0)
+
+
+def _count(devices: int, available: Sequence[Any], processes: int) -> int:
+  """The number of devices to use."""
+  count = devices or len(available)
+  if not 1 <= count <= len(available):
+    raise errors.ConfigError(
+      f'config.parallel.devices is {devices}; there are {len(available)} '
+      f'{available[0].platform} devices (0 takes all).'
+    )
+  if processes > 1 and count != len(available):
+    raise errors.ConfigError(
+      f'config.parallel.devices is {count}; {processes} processes use all of '
+      f'their {len(available)} devices (0).'
+    )
+  return count
+
+
+def _kind(kind: str, count: int, fsdp: int, processes: int) -> str:
+  """The kind of parallelism, with 'auto' resolved."""
+  errors.choose('config.parallel.kind', kind, KINDS)
+  if kind == 'auto':
+    if processes > 1 or fsdp > 1:
+      return 'mesh'
+    return 'single' if count == 1 else 'pmap'
+  if kind != 'mesh' and processes > 1:
+    raise errors.ConfigError(
+      f'config.parallel.kind is {kind!r}, which supports one process, but '
+      f"there are {processes}; choose 'mesh'."
+    )
+  return kind

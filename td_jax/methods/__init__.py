@@ -1,4 +1,4 @@
-"""Distillation methods by name: which terms stand beside the task's cost.
+"""Distillation methods by name: the terms that join the task's loss.
 
 A new term is a file, a builder here and a line in `METHODS`.
 """
@@ -10,6 +10,7 @@ from td_jax import errors
 from td_jax import types
 from td_jax.methods import base
 from td_jax.methods import channel
+from td_jax.methods import dkd
 from td_jax.methods import feature
 from td_jax.methods import hint
 from td_jax.methods import logit
@@ -17,24 +18,37 @@ from td_jax.methods import losses
 from td_jax.methods import schedules
 from td_jax.methods import talking
 from td_jax.methods import task
+from td_jax.methods.base import Lesson as Lesson
+from td_jax.methods.base import Method as Method
+from td_jax.methods.base import Need as Need
 
+# A weight in the config -> a number or a schedule.
 Weigh = Callable[[schedules.Spec], base.Weight]
 Term = tuple[base.Weight, base.Method]
 
 
-def _distance(name: str, distill) -> losses.Distance:
+def _distance(name: str, distill: types.Config) -> losses.Distance:
   if name == 'kl':
     return functools.partial(losses.kl, temperature=distill.temperature)
   return losses.DISTANCES[name]
 
 
-def _logit(config, weigh: Weigh) -> Term:
+def _logit(config: types.Config, weigh: Weigh) -> Term:
   distill = config.distill
   distance = _distance(distill.logit_distance, distill)
   return weigh(distill.weights.logit), logit.logit(distance)
 
 
-def _feature(config, weigh: Weigh) -> Term:
+def _dkd(config: types.Config, weigh: Weigh) -> Term:
+  distill = config.distill
+  return weigh(distill.weights.dkd), dkd.dkd(
+    alpha=distill.dkd_alpha,
+    beta=distill.dkd_beta,
+    temperature=distill.temperature,
+  )
+
+
+def _feature(config: types.Config, weigh: Weigh) -> Term:
   distill = config.distill
   return weigh(distill.weights.feature), feature.feature(
     encoder=channel.Encoder(
@@ -45,7 +59,7 @@ def _feature(config, weigh: Weigh) -> Term:
   )
 
 
-def _hint(config, weigh: Weigh) -> Term:
+def _hint(config: types.Config, weigh: Weigh) -> Term:
   distill = config.distill
   return weigh(distill.weights.hint), hint.hint(
     hidden=distill.hidden,
@@ -55,7 +69,7 @@ def _hint(config, weigh: Weigh) -> Term:
   )
 
 
-def _talking(config, weigh: Weigh) -> Term:
+def _talking(config: types.Config, weigh: Weigh) -> Term:
   distill = config.distill
   return 1.0, talking.talking(
     weights=talking.Weights(
@@ -76,9 +90,10 @@ def _talking(config, weigh: Weigh) -> Term:
   )
 
 
-METHODS: dict[str, dict[str, Callable[..., Term]]] = {
+METHODS: dict[str, dict[str, Callable[[types.Config, Weigh], Term]]] = {
   'scratch': {},
   'ld': {'logit': _logit},
+  'dkd': {'dkd': _dkd},
   'fd': {'feature': _feature},
   'fitnet': {'hint': _hint},
   'hybrid': {'logit': _logit, 'feature': _feature},
@@ -88,42 +103,64 @@ METHODS: dict[str, dict[str, Callable[..., Term]]] = {
 
 
 def build(
-  name: str, *, config: types.Config, cost: str, start: int = 0
+  name: str, *, config: types.Config, task_loss: str, start: int = 0
 ) -> base.Method:
   """The method `name` of `METHODS`.
 
   Args:
-    name: Of `METHODS`.
-    config: A whole one; `k` and `distill` are read.
-    cost: The task's own, of `losses.TASK_LOSSES`.
-    start: Step before which the student learns from its task alone.
+    name: A key of `METHODS`.
+    config: A whole config, of which `k` and `distill` are read.
+    task_loss: A key of `losses.TASK_LOSSES`.
+    start: The step before which the student learns from its task alone.
 
   Returns:
-    task + the method's terms.
-
-  Raises:
-    errors.ConfigError: a distance of logits where the outputs are ratings.
+    The task's loss plus the method's terms.
   """
-  logit_distance = config.distill.logit_distance
-  if (
-    cost == 'squared_error'
-    and 'logit' in METHODS[name]
-    and logit_distance != 'l2'
-  ):
-    raise errors.ConfigError(
-      f'config.distill.logit_distance is {logit_distance!r}, which says '
-      "nothing of one number a row; for ratings it must be 'l2'."
-    )
   weigh = functools.partial(schedules.build, start=start)
   terms = {term: make(config, weigh) for term, make in METHODS[name].items()}
-  return base.combine(task=(1.0, task.task(losses.TASK_LOSSES[cost])), **terms)
+  return base.combine(
+    task=(1.0, task.task(losses.TASK_LOSSES[task_loss])), **terms
+  )
 
 
-def needs_teacher(name: str) -> bool:
-  """Whether the method looks at a teacher at all."""
-  return bool(METHODS.get(name))  # The teacher's own run has none.
+def needs(config: types.Config, *, task_loss: str) -> base.Needs:
+  """What the method of a config needs; nothing for a teacher's own run."""
+  if config.method not in METHODS:
+    return frozenset()
+  return build(config.method, config=config, task_loss=task_loss).needs
 
 
-def needs_output(name: str) -> bool:
-  """Whether the method looks at a teacher's outputs, besides its states."""
-  return 'logit' in METHODS[name]
+def check(config: types.Config, *, task_loss: str) -> None:
+  """Raises a ConfigError if the task or the teacher lack what a method needs."""
+  required = needs(config, task_loss=task_loss)
+  is_ratings = task_loss == 'squared_error'
+  if base.Need.CLASS_LABELS in required and is_ratings:
+    raise errors.ConfigError(
+      f'config.method is {config.method!r}, which needs labels that are '
+      f'classes, but config.domain={config.domain!r} has ratings; choose one '
+      f'of: {", ".join(_for_ratings(config, task_loss))}.'
+    )
+  if base.Need.TEACHER_OUTPUT not in required:
+    return
+  distance = config.distill.logit_distance
+  if is_ratings and distance != 'l2':
+    raise errors.ConfigError(
+      f'config.distill.logit_distance is {distance!r}, which compares '
+      "distributions; a rating is one number, so it must be 'l2'."
+    )
+  if config.teacher.get('head') == 'none':
+    raise errors.ConfigError(
+      "config.teacher.head is 'none', but config.method="
+      f"{config.method!r} learns from the teacher's outputs; choose 'probe', "
+      "or 'stored' if the teacher has a head for the task."
+    )
+
+
+def _for_ratings(config: types.Config, task_loss: str) -> list[str]:
+  """The methods that work without classes."""
+  return [
+    name
+    for name in METHODS
+    if base.Need.CLASS_LABELS
+    not in build(name, config=config, task_loss=task_loss).needs
+  ]

@@ -1,10 +1,13 @@
-"""What a distillation method is: a pair of pure functions, as in optax.
+"""A distillation method is a pair of pure functions, as in optax.
 
-init(rng, lesson) -> params           its own parameters, {} if it has none
+init(rng, lesson) -> params           its own parameters; {} if it has none
 loss(params, lesson) -> (cost, terms) cost [b]; terms {name: [b]} to report
 """
 
 from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Mapping
+import enum
 from typing import Any
 from typing import NamedTuple
 
@@ -18,21 +21,56 @@ from td_jax.models import split
 
 
 class Lesson(NamedTuple):
-  """All that a method may look at."""
+  """Everything that a method may look at."""
 
   student: split.Side
-  teacher: Any  # A split.Side; None where no term needs a teacher.
+  teachers: Mapping[str, split.Side]  # By name; {} if no term needs any.
   batch: types.Batch
   step: types.Array  # int32 []
-  rng: types.Key  # This step's, for this method alone.
+  rng: types.Key  # The key of this step, for this method alone.
+
+  @property
+  def teacher(self) -> split.Side:
+    """The only teacher.
+
+    Raises:
+      errors.ConfigError: There are none, or several.
+    """
+    if len(self.teachers) != 1:
+      names = ', '.join(self.teachers) or 'none'
+      raise errors.ConfigError(
+        f'the method learns from one teacher, but the teachers are: {names}.'
+      )
+    (side,) = self.teachers.values()
+    return side
 
 
+class Need(enum.Enum):
+  """What a method requires of teacher, student, task or config."""
+
+  TEACHER = 'a frozen teacher'
+  TEACHER_OUTPUT = "the teacher's outputs for the task"
+  TEACHER_STATES = "the teacher's hidden states on the input"
+  CLASS_LABELS = 'labels that are classes'
+  SAME_TOKENS = 'states with the same tokens on both sides'
+  ROUNDS = 'config.k, the rounds of the conversation'
+
+
+Needs = frozenset[Need]
 Terms = dict[str, types.PerExample]
+Init = Callable[[types.Key, Lesson], types.PyTree]
+Loss = Callable[[types.PyTree, Lesson], tuple[types.PerExample, Terms]]
+# (params, lesson) -> the messages of student and teacher, [b, ..., m] each.
+Messages = Callable[[types.PyTree, Lesson], tuple[types.Message, types.Message]]
 
 
 class Method(NamedTuple):
-  init: Callable[[types.Key, Lesson], types.PyTree]
-  loss: Callable[[types.PyTree, Lesson], tuple[types.PerExample, Terms]]
+  """A method, or a term of one."""
+
+  init: Init
+  loss: Loss
+  needs: Needs = frozenset()
+  messages: Messages | None = None  # If both sides encode their states.
 
 
 Weight = float | optax.Schedule
@@ -40,27 +78,38 @@ NO_PARAMS: types.PyTree = {}
 FIXED = 'fixed'  # Parameters under this name are not even decayed.
 
 
-def stateless(loss: Callable[[Lesson], tuple[types.PerExample, Terms]]):
+def stateless(
+  loss: Callable[[Lesson], tuple[types.PerExample, Terms]],
+  *,
+  needs: Collection[Need] = (),
+) -> Method:
   """A method without parameters of its own."""
 
-  def init(rng, lesson):
+  def init(rng: types.Key, lesson: Lesson) -> types.PyTree:
     del rng, lesson  # There is nothing to initialise.
     return NO_PARAMS
 
-  return Method(init, lambda params, lesson: loss(lesson))
+  return Method(init, lambda params, lesson: loss(lesson), frozenset(needs))
 
 
 def check_tokens(lesson: Lesson) -> None:
-  """Raises a ConfigError unless both sides' states have the same tokens."""
-  ours, theirs = (
-    side.states.low.shape[1:-1] for side in (lesson.student, lesson.teacher)
+  """Raises a ConfigError unless all states have the same tokens."""
+  student = split.tokens(lesson.student.states)
+  teacher = split.tokens(lesson.teacher.states)
+  if student != teacher:
+    raise tokens_differ(student, teacher)
+
+
+def tokens_differ(
+  student: tuple[int, ...], teacher: tuple[int, ...]
+) -> errors.ConfigError:
+  """The error for states that cannot be compared token by token."""
+  return errors.ConfigError(
+    f'an image is {student} tokens to the student and {teacher} to the '
+    'teacher, which the method compares one by one; make patch and class_token '
+    'of config.model and config.teacher.model the same, or choose '
+    "config.method='ld'."
   )
-  if ours != theirs:
-    raise errors.ConfigError(
-      f'an image is {ours} tokens to the student and {theirs} to the teacher, '
-      'which the method compares one by one; make patch and class_token of '
-      "config.model and config.teacher.model the same, or take method='ld'."
-    )
 
 
 def is_off(weight: Weight) -> bool:
@@ -73,30 +122,57 @@ def scaled(weight: Weight, step: types.Array, cost: types.Array) -> Any:
   return (weight(step) if callable(weight) else weight) * cost
 
 
+def weighted_sum(
+  lesson: Lesson, costs: Mapping[str, tuple[Weight, types.PerExample]]
+) -> tuple[types.PerExample, Terms]:
+  """(the sum of weight x cost, the costs by name)."""
+  total = jnp.zeros_like(lesson.batch.mask)
+  for weight, cost in costs.values():
+    total += scaled(weight, lesson.step, cost)
+  return total, {name: cost for name, (_, cost) in costs.items()}
+
+
 def combine(**terms: tuple[Weight, Method]) -> Method:
   """The weighted sum of methods; parameters and reports go by name."""
   terms = {name: term for name, term in terms.items() if not is_off(term[0])}
 
-  def own(lesson, number):
+  def own(lesson: Lesson, number: int) -> Lesson:
+    """The lesson with a key for this term alone."""
     return lesson._replace(rng=jax.random.fold_in(lesson.rng, number))
 
-  def init(rng, lesson):
+  def init(rng: types.Key, lesson: Lesson) -> types.PyTree:
     params = {
       name: method.init(jax.random.fold_in(rng, number), own(lesson, number))
       for number, (name, (_, method)) in enumerate(terms.items())
     }
     return {name: tree for name, tree in params.items() if tree}
 
-  def loss(params, lesson):
-    total = jnp.zeros_like(lesson.batch.mask)
-    report = {}
+  def loss(
+    params: types.PyTree, lesson: Lesson
+  ) -> tuple[types.PerExample, Terms]:
+    costs, details = {}, {}
     for number, (name, (weight, method)) in enumerate(terms.items()):
       cost, parts = method.loss(
         params.get(name, NO_PARAMS), own(lesson, number)
       )
-      total += scaled(weight, lesson.step, cost)
-      report[name] = cost
-      report |= {f'{name}/{part}': value for part, value in parts.items()}
-    return total, report
+      costs[name] = weight, cost
+      details |= {f'{name}/{part}': value for part, value in parts.items()}
+    total, report = weighted_sum(lesson, costs)
+    return total, report | details
 
-  return Method(init, loss)
+  methods = [method for _, method in terms.values()]
+  return Method(
+    init,
+    loss,
+    needs=frozenset[Need]().union(*(method.needs for method in methods)),
+    messages=_messages(terms),
+  )
+
+
+def _messages(terms: Mapping[str, tuple[Weight, Method]]) -> Messages | None:
+  """The messages of the first term that has any."""
+  for name, (_, method) in terms.items():
+    if method.messages is not None:
+      own = method.messages
+      return lambda params, lesson: own(params[name], lesson)
+  return None

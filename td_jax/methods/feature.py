@@ -4,6 +4,7 @@ import jax
 from jax import lax
 from jax import numpy as jnp
 
+from td_jax import types
 from td_jax.methods import base
 from td_jax.methods import channel
 from td_jax.methods import losses
@@ -13,20 +14,19 @@ from td_jax.models import layers
 def feature(
   *, encoder: channel.Encoder, distance: losses.Distance, fixed_teacher: bool
 ) -> base.Method:
-  """Messages of student and teacher meet in the shared space.
+  """Messages of student and teacher meet in a shared space.
 
   Args:
     encoder: Architecture of E_g and of E_h, each with its own weights.
     distance: d.
-    fixed_teacher: E_h stays as it was initialised. If both encoders learn, the
-      distance is smallest where both messages are constant (the spread of
-      messages is reported, so that one sees it happen).
+    fixed_teacher: Keep E_h as it was initialised. If both encoders learn, the
+      distance is smallest where both messages are constant; the reported
+      variance of messages shows whether that happens.
   """
-
-  # The optimizer does not decay what is under this name.
+  # The optimizer does not even decay what is under `FIXED`.
   teacher_name = base.FIXED if fixed_teacher else 'teacher'
 
-  def init(rng, lesson):
+  def init(rng: types.Key, lesson: base.Lesson) -> types.PyTree:
     base.check_tokens(lesson)
     student, teacher = jax.random.split(rng)
     return {
@@ -34,7 +34,9 @@ def feature(
       teacher_name: encoder.init(teacher, lesson.teacher.states, train=False),
     }
 
-  def loss(params, lesson):
+  def loss(
+    params: types.PyTree, lesson: base.Lesson
+  ) -> tuple[types.PerExample, base.Terms]:
     student, teacher = jax.random.split(lesson.rng)
     message_g = layers.apply(
       encoder, params['student'], lesson.student.states, key=student
@@ -51,14 +53,31 @@ def feature(
       'spread': message_variance(message_h, lesson.batch.mask)
     }
 
-  return base.Method(init, loss)
+  def messages(
+    params: types.PyTree, lesson: base.Lesson
+  ) -> tuple[types.Message, types.Message]:
+    return (
+      layers.apply(encoder, params['student'], lesson.student.states),
+      layers.apply(encoder, params[teacher_name], lesson.teacher.states),
+    )
+
+  return base.Method(
+    init,
+    loss,
+    needs=frozenset(
+      {base.Need.TEACHER, base.Need.TEACHER_STATES, base.Need.SAME_TOKENS}
+    ),
+    messages=messages,
+  )
 
 
-def message_variance(messages, mask):
-  """[b]: squared distance of each message from their mean, over `mask` [b].
+def message_variance(
+  messages: types.Message, mask: types.Array
+) -> types.PerExample:
+  """Squared distance [b] of each message from their mean over `mask` [b].
 
-  Its mean over the batch is the variance of messages; 0 is a collapse. Under
-  pmap the mean is that of the device's own share.
+  Its mean over the batch is the variance of messages; 0 means that they have
+  collapsed. Under pmap the mean is taken over the device's own share.
   """
   messages = lax.stop_gradient(messages)
   share = mask / jnp.maximum(mask.sum(), 1)

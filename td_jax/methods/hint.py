@@ -2,6 +2,7 @@
 
 from jax import numpy as jnp
 
+from td_jax import types
 from td_jax.methods import base
 from td_jax.methods import channel
 from td_jax.methods import losses
@@ -11,37 +12,49 @@ from td_jax.models import layers
 def hint(
   *, hidden: int, dropout: float, distance: losses.Distance, original: bool
 ) -> base.Method:
-  """One network's states decoded into the other's.
+  """One network's states, decoded into the other's.
 
   Args:
     hidden: Width of the decoder's ReLU layer.
     dropout: Rate inside the decoder.
-    distance: d, on low and high states apart.
-    original: The student's states are decoded into the teacher's, as Romero
-      et al. do. By default it is the other way round, as section 3.2 prints.
+    distance: d, applied to low and high states separately.
+    original: Decode the student's states into the teacher's, as Romero et al.
+      do. The default is the opposite direction, as printed in section 3.2.
   """
 
-  def roles(lesson):
-    speaker, hearer = lesson.teacher.states, lesson.student.states
+  def roles(
+    lesson: base.Lesson,
+  ) -> tuple[channel.Decoder, types.Hidden, types.States]:
+    """(decoder, its input, its target)."""
+    source, target = lesson.teacher.states, lesson.student.states
     if original:
-      speaker, hearer = hearer, speaker
+      source, target = target, source
     decoder = channel.Decoder(
       hidden=hidden,
-      widths=(hearer.low.shape[-1], hearer.high.shape[-1]),
+      widths=(target.low.shape[-1], target.high.shape[-1]),
       dropout=dropout,
     )
-    return decoder, jnp.concatenate(speaker, axis=-1), hearer
+    return decoder, jnp.concatenate(source, axis=-1), target
 
-  def init(rng, lesson):
+  def init(rng: types.Key, lesson: base.Lesson) -> types.PyTree:
     base.check_tokens(lesson)
-    decoder, message, _ = roles(lesson)
-    return decoder.init(rng, message, train=False)
+    decoder, states, _ = roles(lesson)
+    return decoder.init(rng, states, train=False)
 
-  def loss(params, lesson):
-    decoder, message, hearer = roles(lesson)
-    heard = layers.apply(decoder, params, message, key=lesson.rng)
-    # Of two sides the second is the one that is believed: the teacher's.
-    pair = (heard, hearer) if original else (hearer, heard)
+  def loss(
+    params: types.PyTree, lesson: base.Lesson
+  ) -> tuple[types.PerExample, base.Terms]:
+    decoder, states, target = roles(lesson)
+    decoded = layers.apply(decoder, params, states, key=lesson.rng)
+    # Asymmetric distances take (prediction, target), and the target is always
+    # on the teacher's side: here that is what was decoded from the teacher.
+    pair = (decoded, target) if original else (target, decoded)
     return losses.between_states(distance, *pair), {}
 
-  return base.Method(init, loss)
+  return base.Method(
+    init,
+    loss,
+    needs=frozenset(
+      {base.Need.TEACHER, base.Need.TEACHER_STATES, base.Need.SAME_TOKENS}
+    ),
+  )

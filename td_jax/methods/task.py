@@ -1,11 +1,11 @@
-"""L(y, y_g): the downstream task's own cost."""
+"""L(y, y_g): the loss of the downstream task."""
 
 from td_jax.methods import base
 from td_jax.methods import losses
 
 
-def task(cost: losses.Distance) -> base.Method:
-  """The student learns from the labels; `cost` is of `losses.TASK_LOSSES`."""
+def task(task_loss: losses.Distance) -> base.Method:
+  """The student learns from labels; see `losses.TASK_LOSSES`."""
   return base.stateless(
-    lambda lesson: (cost(lesson.student.output, lesson.batch.y), {})
+    lambda lesson: (task_loss(lesson.student.output, lesson.batch.y), {})
   )

@@ -1,45 +1,92 @@
-"""Networks by name. A new one is a file with `check` and a line here.
+"""Networks by name.
 
-All follow the contract of `split.py`.
+A new network is a file with a Linen module, a subclass of
+`split.Network`,
+and a line in `NETWORKS`. Nothing outside this package knows its settings.
 """
 
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
+from typing import NamedTuple
 
 from flax import linen as nn
 
 from td_jax import errors
 from td_jax import types
 from td_jax.models import mlp
+from td_jax.models import pretrained
+from td_jax.models import split
+from td_jax.models import students
 from td_jax.models import vit
 
-MODELS: dict[str, type[nn.Module]] = {
-  'mlp': mlp.MLP,
-  'vit': vit.ViT,
+INITS = tuple(students.INITS)  # Values of config.student_init.
+
+
+class Architecture(NamedTuple):
+  """A network, and what the package needs to know about it."""
+
+  module: type[split.Network]
+  # (field, settings, inputs): raises a ConfigError for settings that cannot
+  # work, on inputs that the dataset describes, such as {'image_size': 384}.
+  check: Callable[[str, Any, Mapping[str, Any]], None]
+  # (settings, inputs) -> the token axes of its states, () or (t,).
+  tokens: Callable[[Any, Mapping[str, Any]], tuple[int, ...]]
+  # Loads published weights, if somebody publishes any for this network.
+  load_published: Callable[..., pretrained.Pretrained] | None = None
+  # Initialises a student with layers of its teacher, see `students`.
+  initialise: Callable[..., Mapping[str, Any]] | None = None
+
+
+NETWORKS: dict[str, Architecture] = {
+  'mlp': Architecture(mlp.MLP, mlp.check, mlp.tokens),
+  'vit': Architecture(
+    vit.ViT,
+    vit.check,
+    vit.tokens,
+    load_published=pretrained.load,
+    initialise=students.initialise,
+  ),
 }
 
-# Raises a ConfigError: (what the message calls it, a `model` block).
-_CHECKS: dict[str, Callable[[str, Any], None]] = {
-  'mlp': mlp.check,
-  'vit': vit.check,
-}
 
+def check(field: str, config: types.Config, inputs: Mapping[str, Any]) -> None:
+  """Raises a ConfigError for a `model` block that cannot work.
 
-def check(name: str, config: types.Config) -> None:
-  """Raises a ConfigError for a `model` block that cannot work."""
-  errors.choose(f'{name}.name', config.name, MODELS)
-  fields = MODELS[config.name].__dataclass_fields__
-  strange = [field for field in config if field not in fields]
-  if strange:
+  Args:
+    field: The name of the block in messages, such as 'config.model'.
+    config: The block.
+    inputs: What the dataset says about its inputs.
+  """
+  errors.choose(f'{field}.name', config.name, NETWORKS)
+  architecture = NETWORKS[config.name]
+  known = architecture.module.__dataclass_fields__
+  unknown = [name for name in config if name not in (*known, 'name')]
+  if unknown:
     raise errors.ConfigError(
-      f'{name}.name is {config.name!r}, which has no setting '
-      f'{", ".join(strange)}; take another network, or a config made for this.'
+      f'{field}.name is {config.name!r}, which has no setting '
+      f'{", ".join(unknown)}; choose another network, or a config made for '
+      'this one.'
     )
-  _CHECKS[config.name](name, config)
+  architecture.check(field, config, inputs)
+
+
+def check_init(config: types.Config) -> None:
+  """Raises a ConfigError if the student cannot start from its teacher."""
+  network = config.model.name
+  if config.student_init != 'random' and NETWORKS[network].initialise is None:
+    raise errors.ConfigError(
+      f'config.student_init is {config.student_init!r}, but a {network!r} '
+      "cannot take over layers of its teacher; choose 'random'."
+    )
 
 
 def build(config: types.Config, from_data: Mapping[str, Any]) -> nn.Module:
   """The network that `config` (a `model` block) and the data describe."""
   settings = {name: config[name] for name in config if name != 'name'}
-  return MODELS[config.name](**settings, **from_data)
+  return NETWORKS[config.name].module(**settings, **from_data)
+
+
+def tokens(config: types.Config, inputs: Mapping[str, Any]) -> tuple[int, ...]:
+  """The token axes of the states of a network: () or (t,)."""
+  return NETWORKS[config.name].tokens(config, inputs)

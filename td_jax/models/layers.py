@@ -3,10 +3,6 @@
 The layers compute what their namesakes in Flax do; only how is ours.
 """
 
-from collections.abc import Callable
-from collections.abc import Iterator
-import contextlib
-import contextvars
 import functools
 import math
 from typing import Any
@@ -17,6 +13,7 @@ from jax import lax
 from jax import numpy as jnp
 
 from td_jax import types
+from td_jax.devices import gathering
 
 
 def apply(
@@ -34,36 +31,6 @@ def apply(
     rngs=None if key is None else {'dropout': key},
     method=method,
   )
-
-
-_Place = Callable[[types.Array], types.Array]
-# Of a parameter, where it is used; `parallel` sets it while it traces.
-_WHOLE: contextvars.ContextVar[_Place] = contextvars.ContextVar(
-  'whole', default=lambda param: param
-)
-
-
-@contextlib.contextmanager
-def gathering(gather: _Place) -> Iterator[None]:
-  """Within it `whole` is `gather`, which may say where an array has to be.
-
-  The gradient is left free: it is best scattered as it is added up.
-  """
-  whole = jax.custom_vjp(gather)
-  whole.defvjp(lambda param: (gather(param), None), lambda _, grad: (grad,))
-  token = _WHOLE.set(whole)
-  try:
-    yield
-  finally:
-    _WHOLE.reset(token)
-
-
-def whole(param: Any) -> Any:
-  """`param`, all of which a device is to have before it computes with it.
-
-  Of parameters in pieces XLA may otherwise gather the batch in their place.
-  """
-  return _WHOLE.get()(param)
 
 
 class Dropout(nn.Module):
@@ -138,7 +105,7 @@ _matmul.defvjp(_matmul_forward, _matmul_backward)
 def _dot_general(x, kernel, dimensions, precision=None):
   """lax.dot_general as nn.Dense calls it."""
   del dimensions, precision  # Last axis with first, at the default.
-  return _matmul(x, whole(kernel))
+  return _matmul(x, gathering.all_gather_param(kernel))
 
 
 # For wide layers; narrow ones gain less than the transposing costs.
@@ -146,7 +113,9 @@ Dense = functools.partial(nn.Dense, dot_general=_dot_general)
 
 
 def _dot_whole(x, kernel, dimensions, precision=None):
-  return lax.dot_general(x, whole(kernel), dimensions, precision)
+  return lax.dot_general(
+    x, gathering.all_gather_param(kernel), dimensions, precision
+  )
 
 
 # nn.Dense, of a kernel that may be in pieces.

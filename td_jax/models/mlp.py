@@ -4,6 +4,8 @@ The input is 300 wide: 100 for the user, 100 for the movie, 50 for the words of
 its title and 50 for its genres, both as bags. Layer i is H_i of section 3.1.
 """
 
+from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from flax import linen as nn
@@ -13,33 +15,40 @@ from jax import numpy as jnp
 from td_jax import errors
 from td_jax import types
 from td_jax.models import layers
-from td_jax.models import split
+from td_jax.models import split as split_lib
 
-UNKNOWN = 0  # The row of users and movies that were not seen in training.
-PADDING = 0  # The word that is none.
+UNKNOWN = 0  # The row shared by users and movies not seen in training.
+PADDING = 0  # Fills up titles that have fewer words.
 
 
-def check(name: str, settings: Any) -> None:
+def check(field: str, settings: Any, inputs: Mapping[str, Any]) -> None:
   """Raises a ConfigError for settings of `MLP` that cannot work."""
-  split.check(f'{name}.split', settings.split, len(settings.hidden) + 1)
+  del inputs  # Any table of ratings will do.
+  split_lib.check(f'{field}.split', settings.split, len(settings.hidden) + 1)
   for rate in ('dropout', 'unknown_rate'):
-    errors.check_rate(f'{name}.{rate}', settings[rate])
+    errors.check_rate(f'{field}.{rate}', settings[rate])
 
 
-class MLP(nn.Module):
+def tokens(settings: Any, inputs: Mapping[str, Any]) -> tuple[int, ...]:
+  """The token axes of the states: none."""
+  del settings, inputs
+  return ()
+
+
+class MLP(split_lib.Network):
   """Ratings from ids and bags; ReLU layers, then one number.
 
   `x` has `user` int [b], `movie` int [b] (0 is unknown), `title` int [b, w]
   (0 is padding) and `genres` float [b, g] (rows sum to 1).
   """
 
-  users: int  # Rows of the tables, the unknown one included.
+  users: int  # Rows of the table, including the unknown one.
   movies: int
   words: int
   hidden: tuple[int, ...]  # Widths of the ReLU layers.
   split: tuple[int, int]  # (l, h) of section 3.1.
-  dropout: float  # On what enters every layer but the first.
-  unknown_rate: float  # Chance of an id to be hidden, in training.
+  dropout: float  # On the input of every layer but the first.
+  unknown_rate: float  # Chance to replace an id by `UNKNOWN` in training.
   mean: float  # The output's initial bias: the mean rating.
   id_width: int = 100
   bag_width: int = 50
@@ -53,35 +62,32 @@ class MLP(nn.Module):
     self.head = nn.Dense(1, bias_init=nn.initializers.constant(self.mean))
     self.drop = layers.Dropout(self.dropout)
 
-  def __call__(self, x, *, train: bool):
-    """Returns (low, high, output) for inputs `x`."""
-    low = self.low(x, train=train)
-    high = self.interpret(low, train=train)
-    return low, high, self.output(high, train=train)
-
-  def low(self, x, *, train: bool) -> types.Hidden:
+  def low(self, x: types.PyTree, *, train: bool) -> types.Hidden:
     """H[1..l](x)."""
     first, *rest = self.layers[: self.split[0]]
     return self._run(rest, nn.relu(first(self._embed(x, train))), train)
 
-  def interpret(self, low, *, train: bool) -> types.Hidden:
+  def interpret(self, low: types.Array, *, train: bool) -> types.Hidden:
     """H[l+1..h](low)."""
     return self._run(self.layers[slice(*self.split)], low, train)
 
-  def output(self, high, *, train: bool) -> types.PerExample:
+  def output(self, high: types.Hidden, *, train: bool) -> types.PerExample:
     """H[h+1..n](high): ratings [b]."""
     high = self._run(self.layers[self.split[1] :], high, train)
     return self.head(self.drop(high, deterministic=not train))[:, 0]
 
-  def _run(self, layers, hidden, train):
-    for layer in layers:
+  def _run(
+    self, dense_layers: Sequence[nn.Module], hidden: types.Array, train: bool
+  ) -> types.Array:
+    for layer in dense_layers:
       hidden = nn.relu(layer(self.drop(hidden, deterministic=not train)))
     return hidden
 
-  def _embed(self, x, train):
+  def _embed(self, x: types.PyTree, train: bool) -> types.Array:
     user, movie = x['user'], x['movie']
     if train and self.unknown_rate:
-      # So the unknown rows learn what is left when an id says nothing.
+      # Most test rows have an unseen id, so the unknown rows must be trained;
+      # in training data every id is known.
       hide = layers.chance(
         self.make_rng('dropout'), self.unknown_rate, (2, len(user))
       )
@@ -98,29 +104,36 @@ class MLP(nn.Module):
     )
 
 
-def _mean_of_words(table, words):
-  """Mean of the rows [b, d] that `words` [b, w] name; 0 where it has none."""
+def _mean_of_words(table: types.PyTree, words: types.PyTree) -> types.Array:
+  """The mean [b, d] of the rows of `words` [b, w]; 0 without any word."""
   is_word = (words != PADDING).astype(table.dtype)
   share = is_word / jnp.maximum(jnp.sum(is_word, axis=1, keepdims=True), 1)
   return _weighted_rows(table, words, share)
 
 
 @jax.custom_vjp
-def _weighted_rows(table, words, share):
-  """Sum over w of share [b, w] times the rows [d] of `words` [b, w]: [b, d]."""
-  # Word by word: a sum over the middle axis of [b, w, d] takes twice as long
-  # as the rest of the step on a CPU.
-  return sum(
-    table[words[:, w]] * share[:, w, None] for w in range(words.shape[1])
-  )
+def _weighted_rows(
+  table: types.PyTree, words: types.PyTree, share: types.Array
+) -> types.Array:
+  """The sum over w of share [b, w] times the rows of `words` [b, w]: [b, d]."""
+  # One word at a time: on a CPU, summing over the middle axis of [b, w, d]
+  # takes twice as long as the rest of the step.
+  total = table[words[:, 0]] * share[:, 0, None]
+  for w in range(1, words.shape[1]):
+    total += table[words[:, w]] * share[:, w, None]
+  return total
 
 
-def _weighted_rows_forward(table, words, share):
+def _weighted_rows_forward(
+  table: types.PyTree, words: types.PyTree, share: types.Array
+) -> tuple[types.Array, tuple[types.Array, ...]]:
   return _weighted_rows(table, words, share), (table, words, share)
 
 
-def _weighted_rows_backward(saved, grad):
-  # By itself JAX would add the words up in a table each.
+def _weighted_rows_backward(
+  saved: tuple[types.Array, ...], grad: types.Array
+) -> tuple[types.Array, None, None]:
+  # JAX alone would add up one whole table of gradients per word.
   table, words, share = saved
   each = grad[:, None] * share[..., None]  # [b, w, d]
   return jnp.zeros_like(table).at[words].add(each), None, None

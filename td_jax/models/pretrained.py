@@ -61,7 +61,9 @@ _HF_BLOCKS = {
 }
 
 
-class Teacher(NamedTuple):
+class Pretrained(NamedTuple):
+  """A published network."""
+
   settings: dict[str, Any]  # All of `vit.ViT` but how to run it.
   variables: types.PyTree  # float32 NumPy arrays, as of scan=False.
 
@@ -86,7 +88,7 @@ def load(
   image_size: int,
   classes: int | None = None,
   expected: Mapping[str, Any] | None = None,
-) -> Teacher:
+) -> Pretrained:
   """Reads a teacher.
 
   Args:
@@ -171,7 +173,7 @@ def _load(stored, family, image_size, classes, expected):
   for leaf, shape in _leaves(settings, image_size).items():
     if leaf not in flat:  # A head that is new.
       flat[leaf] = np.zeros(shape, np.float32)
-  return Teacher(settings, {'params': _nest(flat)})
+  return Pretrained(settings, {'params': _nest(flat)})
 
 
 def _account(stored, family, settings, image_size):

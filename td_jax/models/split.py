@@ -1,12 +1,11 @@
-"""The split contract: any network seen as low -> high -> output.
+"""The split of a network into low -> high -> output.
 
 Section 3.1 cuts a network of n layers twice, after layers l < h:
 
   low = H[1..l](x)    high = H[l+1..h](low)    output = H[h+1..n](high)
 
-The middle part is *interpreting*: it can be run on any low state, also on one
-that was decoded from a message. A network that can be split is a Linen module
-with the methods `low`, `interpret` and `output`, each taking `train`.
+The middle part is *interpreting*. It can be applied to any low state, also to
+one that was decoded from a message.
 """
 
 from collections.abc import Callable
@@ -21,6 +20,34 @@ from td_jax.models import layers
 Interpret = Callable[[types.Hidden, types.Key | None], types.Hidden]
 
 
+class Network(nn.Module):
+  """The interface of a network that takes part in a conversation.
+
+  Low and high states are [b, d] or [b, t, d]. Their widths may differ, but
+  their tokens may not: a message is encoded from both, token by token.
+  """
+
+  def low(self, x: types.PyTree, *, train: bool) -> types.Hidden:
+    """H[1..l](x)."""
+    raise NotImplementedError
+
+  def interpret(self, low: types.Array, *, train: bool) -> types.Hidden:
+    """H[l+1..h](low)."""
+    raise NotImplementedError
+
+  def output(self, high: types.Hidden, *, train: bool) -> types.Array:
+    """H[h+1..n](high): ratings [b] or logits [b, classes]."""
+    raise NotImplementedError
+
+  def __call__(
+    self, x: types.PyTree, *, train: bool
+  ) -> tuple[types.Array, types.Array, types.Array]:
+    """(low, high, output) on inputs `x`."""
+    low = self.low(x, train=train)
+    high = self.interpret(low, train=train)
+    return low, high, self.output(high, train=train)
+
+
 class Side(NamedTuple):
   """One network on one batch."""
 
@@ -29,13 +56,13 @@ class Side(NamedTuple):
   interpret: Interpret  # (low, dropout key or None) -> high
 
 
-def check(name: str, split: tuple[int, int], layers: int) -> None:
-  """Raises a ConfigError unless 1 <= l < h < layers."""
+def check(field: str, split: tuple[int, int], depth: int) -> None:
+  """Raises a ConfigError unless 1 <= l < h < depth."""
   low, high = split
-  if not 1 <= low < high < layers:
+  if not 1 <= low < high < depth:
     raise errors.ConfigError(
-      f'{name} is ({low}, {high}); a split (l, h) of {layers} layers needs '
-      f'1 <= l < h <= {layers - 1}.'
+      f'{field} is ({low}, {high}); a split (l, h) of {depth} layers needs '
+      f'1 <= l < h <= {depth - 1}.'
     )
 
 
@@ -44,7 +71,7 @@ def interpreter(
 ) -> Interpret:
   """low -> high of `model` with these weights; dropout only if `train`."""
 
-  def interpret(low, key):
+  def interpret(low: types.Array, key: types.Key | None) -> types.Hidden:
     return layers.apply(
       model,
       variables,
@@ -63,10 +90,37 @@ def side(
   *,
   key: types.Key | None = None,
 ) -> Side:
-  """Runs `model` on `x`, as in training if there is a dropout key."""
+  """Runs `model` on `x`; a dropout key means that it is being trained."""
   low, high, output = layers.apply(model, variables, x, key=key)
   return Side(
     states=types.States(low, high),
     output=output,
     interpret=interpreter(model, variables, train=key is not None),
   )
+
+
+def precomputed(
+  states: types.States,
+  output: types.Array,
+  model: nn.Module,
+  variables: types.PyTree,
+) -> Side:
+  """A frozen network whose states on the batch are known already."""
+  # It still interprets states that are decoded from messages.
+  return Side(states, output, interpreter(model, variables, train=False))
+
+
+def tokens(states: types.States) -> tuple[int, ...]:
+  """The token axes of states: () or (t,).
+
+  Raises:
+    errors.ConfigError: Low and high states have different tokens.
+  """
+  low, high = (tuple(state.shape[1:-1]) for state in states)
+  if low != high:
+    raise errors.ConfigError(
+      f'a network has low states with tokens {low} and high states with tokens '
+      f'{high}; a message is encoded from both, token by token, so split the '
+      'network where they agree.'
+    )
+  return low

@@ -21,9 +21,10 @@ import jaxtyping as jt
 
 from td_jax import errors
 from td_jax import types
+from td_jax.devices import gathering
 from td_jax.models import layers
 from td_jax.models import posemb
-from td_jax.models import split
+from td_jax.models import split as split_lib
 
 _CHOICES = {
   # Where the class token joins: before or after positions are added to what
@@ -36,46 +37,55 @@ _CHOICES = {
 }
 
 
-def check(name: str, settings: Any, image_size: int | None = None) -> None:
+def check(
+  field: str, settings: Any, inputs: Mapping[str, Any] | None = None
+) -> None:
   """Raises a ConfigError for settings of `ViT` that cannot work.
 
   Args:
-    name: What a message calls the settings, such as `config.model`.
+    field: The name of the settings in messages, such as `config.model`.
     settings: A `ViT`, or a block of a config, with its fields.
-    image_size: Side of the images in pixels, if known.
+    inputs: May have the side of the images in pixels, `image_size`.
   """
-  for field, choices in _CHOICES.items():
-    errors.choose(f'{name}.{field}', getattr(settings, field), choices)
-  for field in ('width', 'depth', 'heads', 'mlp_width', 'patch'):
-    if getattr(settings, field) < 1:
+  for name, choices in _CHOICES.items():
+    errors.choose(f'{field}.{name}', getattr(settings, name), choices)
+  for name in ('width', 'depth', 'heads', 'mlp_width', 'patch'):
+    if getattr(settings, name) < 1:
       raise errors.ConfigError(
-        f'{name}.{field} is {getattr(settings, field)}; it must be at least 1.'
+        f'{field}.{name} is {getattr(settings, name)}; it must be at least 1.'
       )
-  split.check(f'{name}.split', settings.split, settings.depth + 1)
-  errors.check_rate(f'{name}.dropout', settings.dropout)
+  split_lib.check(f'{field}.split', settings.split, settings.depth + 1)
+  errors.check_rate(f'{field}.dropout', settings.dropout)
   if settings.width % settings.heads:
     raise errors.ConfigError(
-      f'{name}.width is {settings.width}; it must be a multiple of '
-      f'{name}.heads, {settings.heads}.'
+      f'{field}.width is {settings.width}; it must be a multiple of '
+      f'{field}.heads, {settings.heads}.'
     )
   if settings.position == 'sincos2d' and (
     settings.width % 4 or settings.width < 8 or settings.class_token == 'before'
   ):
     raise errors.ConfigError(
-      f"{name}.position is 'sincos2d', which takes a width that is a multiple "
+      f"{field}.position is 'sincos2d', which takes a width that is a multiple "
       f'of 4 from 8 on (it is {settings.width}) and has no row for a class '
       f"token (class_token is {settings.class_token!r}; take 'after')."
     )
   if settings.pooling.startswith('token') and settings.class_token == 'none':
     raise errors.ConfigError(
-      f'{name}.pooling is {settings.pooling!r}, but {name}.class_token is '
-      "'none'; take pooling 'mean' or 'map', or a class token."
+      f'{field}.pooling is {settings.pooling!r}, but {field}.class_token is '
+      "'none'; choose pooling 'mean' or 'map', or add a class token."
     )
+  image_size = (inputs or {}).get('image_size')
   if image_size is not None and image_size % settings.patch:
     raise errors.ConfigError(
-      f'{name}.patch is {settings.patch}; images of {image_size} pixels '
-      'cannot be cut into such patches.'
+      f'{field}.patch is {settings.patch}, but config.data.size is '
+      f'{image_size}; the size must be a multiple of the patch.'
     )
+
+
+def tokens(settings: Any, inputs: Mapping[str, Any]) -> tuple[int, ...]:
+  """The token axes of the states: one token per patch, and a class token."""
+  grid = inputs['image_size'] // settings.patch
+  return (grid**2 + (settings.class_token != 'none'),)
 
 
 class Embed(nn.Module):
@@ -125,7 +135,7 @@ class Embed(nn.Module):
       table = self.param(
         'position', nn.initializers.normal(0.02), (tokens, self.width)
       )
-      table = layers.whole(table)
+      table = gathering.all_gather_param(table)
     return jnp.asarray(table, self.dtype)
 
 
@@ -233,7 +243,7 @@ class AttentionPool(nn.Module):
     return (pooled + mlp(norm(pooled), False))[:, 0]
 
 
-class ViT(nn.Module):
+class ViT(split_lib.Network):
   """Logits [b, classes] from preprocessed images, float [b, h, w, 3].
 
   A learned table of positions fits the resolution of `init` only; see
@@ -287,23 +297,19 @@ class ViT(nn.Module):
         self.classes, kernel_init=nn.initializers.zeros
       )
 
-  def __call__(self, x, *, train: bool):
-    """Returns (low, high, output) for images `x`."""
-    low = self.low(x, train=train)
-    high = self.interpret(low, train=train)
-    return low, high, self.output(high, train=train)
-
-  def low(self, x, *, train: bool) -> types.Hidden:
+  def low(self, x: types.PyTree, *, train: bool) -> types.Hidden:
     """H[1..l](x): tokens [b, t, d] after block l."""
     tokens = self._embed(x, train)
     return self._run(tokens, 0, self.split[0], train).astype(jnp.float32)
 
-  def interpret(self, low, *, train: bool) -> types.Hidden:
+  def interpret(self, low: types.Array, *, train: bool) -> types.Hidden:
     """H[l+1..h](low): tokens [b, t, d] after block h."""
     tokens = low.astype(self._dtype)
     return self._run(tokens, *self.split, train).astype(jnp.float32)
 
-  def output(self, high, *, train: bool) -> jt.Float[jt.Array, 'b _']:
+  def output(
+    self, high: types.Hidden, *, train: bool
+  ) -> jt.Float[jt.Array, 'b _']:
     """H[h+1..n](high): logits [b, classes]."""
     tokens = high.astype(self._dtype)
     tokens = self._run(tokens, self.split[1], self.depth, train)

@@ -14,6 +14,7 @@ from td_jax.paper import check_claims
 from td_jax.paper import check_counts
 from td_jax.paper import check_improvements
 from td_jax.paper import command_line
+from td_jax.storage import files
 
 _SECTIONS = (
   check_improvements.averages,
@@ -48,7 +49,7 @@ def report() -> str:
 def _command(args: argparse.Namespace, log: types.Log) -> None:
   del log  # The report takes a second.
   text = report()
-  command_line.write(args.results / 'paper_check.md', text)
+  files.write_atomically(args.results / 'paper_check.md', text)
   print(text)
 
 

@@ -16,19 +16,17 @@ import numpy as np
 
 from td_jax import data
 from td_jax import errors
-from td_jax import methods
 from td_jax import types
 from td_jax.data import feed as feed_lib
 from td_jax.data import task as task_lib
 from td_jax.methods import base
 from td_jax.models import split
 from td_jax.paper import cka
-from td_jax.paper import command_line
 from td_jax.run import experiment
 from td_jax.run import results
 from td_jax.run import saved
 from td_jax.run import teachers as teachers_lib
-from td_jax.run import workdir
+from td_jax.storage import files
 from td_jax.storage import paths
 from td_jax.training import evaluate
 
@@ -72,8 +70,8 @@ def compare(
   path = paths.as_path(config.checkpoint) if config.checkpoint else path
   stored = saved.config_of(path)
   stored.data.dir, stored.eval_batch = config.data.dir, config.eval_batch
-  task = data.DOMAINS[stored.domain].load(stored, log=log)
-  outcome = results.upgraded(workdir.read(path / 'results.json'))
+  task = data.load(stored, log=log)
+  outcome = results.read(path)
   if not outcome['teachers'] or 'classes' not in task.model_args:
     missing = 'classes' if outcome['teachers'] else 'teacher'
     raise errors.ConfigError(
@@ -96,7 +94,9 @@ def compare(
     for teacher, pairs in features.items()
   }
   summary = {name: cka.summary(each) for name, each in panels.items()}
-  command_line.write(path / 'cka.json', json.dumps(summary, indent=1) + '\n')
+  files.write_atomically(
+    path / 'cka.json', json.dumps(summary, indent=1) + '\n'
+  )
   cka.render(
     panels,
     path / 'cka.png',
@@ -121,13 +121,13 @@ def _restore(
     for name, stored in stored_teachers.items()
   }
   student, template = experiment.abstract_state(
-    config, task, loaded[types.TEACHER].model
+    config, task, {name: teacher.model for name, teacher in loaded.items()}
   )
   # The encoders are trained with the student, so that the last state counts;
   # `best` holds a student alone.
   items, _ = saved.restore(path, {'state': template._replace(best=None)}, task)
   params = jax.tree.map(lambda leaf: leaf[0], items['state'].params)
-  method = methods.build(config.method, config=config, task_loss=task.task_loss)
+  method = experiment.method_of(config, task)
   return _Trained(student, params, loaded, method)
 
 
@@ -179,14 +179,16 @@ def _forward(
     }
     messages = {}
     if trained.method.messages:
-      lesson = base.Lesson(
-        student=student,
-        teachers=sides,
-        batch=batch,
-        step=jnp.int32(0),
-        rng=jax.random.key(0),
-      )
-      messages = trained.method.messages(params['method'], lesson)
+      for name, side in sides.items():
+        # A method has encoders for one teacher, and reads it from its lesson.
+        lesson = base.Lesson(
+          student=student,
+          teachers={name: side},
+          batch=batch,
+          step=jnp.int32(0),
+          rng=jax.random.key(0),  # Without dropout no key is used.
+        )
+        messages[name] = trained.method.messages(params['method'], lesson)
     features = {
       name: {
         'low': (student.states.low, side.states.low),

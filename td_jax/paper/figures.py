@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 from td_jax import errors
-from td_jax.paper import command_line
+from td_jax.storage import files
 
 # The palette of Okabe and Ito (2008), which colour-blind readers can tell apart.
 BLACK = '#000000'
@@ -67,4 +67,4 @@ def save(figure: Any, file: pathlib.Path) -> None:
   buffer = io.BytesIO()
   # Without 'Software' the bytes do not depend on matplotlib's version string.
   figure.savefig(buffer, format='png', dpi=150, metadata={'Software': None})
-  command_line.write(file, buffer.getvalue())
+  files.write_atomically(file, buffer.getvalue())

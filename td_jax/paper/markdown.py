@@ -16,6 +16,7 @@ from td_jax.paper import cells as cells_lib
 from td_jax.paper import figures
 from td_jax.paper import numbers
 from td_jax.paper import table_specs
+from td_jax.storage import files
 
 # Tables 1 and 2 are made from others: (the paper's, our row: the paper's row).
 _OVERALL = {
@@ -163,7 +164,7 @@ def insert(page: pathlib.Path, mark: str, text: str) -> None:
   before, start, rest = page.read_text().partition(first)
   _, end, after = rest.partition(last)
   if start and end:
-    page.write_text(before + first + text + last + after)
+    files.write_atomically(page, before + first + text + last + after)
 
 
 def paper_over_scratch(
@@ -255,11 +256,10 @@ def _texts(
 @functools.cache
 def _uses_rounds(method_name: str) -> bool:
   """Whether `config.k`, the rounds of the conversation, matters to a method."""
-  if not hasattr(methods, 'needs'):  # Until the branch h-methods is merged.
-    return 'talk' in methods.METHODS[method_name]
   config = movielens_config.get_config(f'method={method_name}')
-  needs_ = methods.needs(config, task_loss='squared_error')
-  return methods.Need.ROUNDS in needs_
+  # The task's loss has no say in whether a method has rounds.
+  required = methods.needs(config, task_loss='squared_error')
+  return methods.Need.ROUNDS in required
 
 
 def _is_ablation(spec: table_specs.Table) -> bool:

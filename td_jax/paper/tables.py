@@ -34,10 +34,11 @@ from td_jax.paper import command_line
 from td_jax.paper import markdown
 from td_jax.paper import plot
 from td_jax.paper import table_specs
+from td_jax.run import environment
+from td_jax.run import pipeline
 from td_jax.run import preemption
-from td_jax.run import report
 from td_jax.run import results as results_lib
-from td_jax.run import train
+from td_jax.storage import files
 from td_jax.storage import results_log
 
 Cell = tuple[str, str, str]  # Domain, row, column.
@@ -95,7 +96,7 @@ def run(
       if not acquired or first == seeds:
         continue
       outcome = results_lib.upgraded(
-        train.run(
+        pipeline.run(
           table_specs.config(
             domain,
             row,
@@ -133,7 +134,7 @@ def begin(workdir: pathlib.Path, results: pathlib.Path) -> None:
   """
   # The commit is read once per process, and must be that of the code which is
   # loaded now, not of what is checked out hours later.
-  report.environment()
+  environment.environment()
   for folder in (workdir, results):
     try:
       folder.mkdir(parents=True, exist_ok=True)
@@ -166,7 +167,7 @@ def teacher_of(
   with results_log.lock(workdir / 'teacher.lock', wait=True):
     if not (folder / 'results.json').exists():
       config = movielens_config.get_config('method=teacher')
-      train.run(config, folder, watch=watch, log=log)
+      pipeline.run(config, folder, watch=watch, log=log)
   return str(folder)
 
 
@@ -211,7 +212,7 @@ def _render(names: Iterable[str], results: pathlib.Path) -> None:
   )
   for name in names:
     text = markdown.table(name, cells)
-    command_line.write(results / f'table{name}.md', text)
+    files.write_atomically(results / f'table{name}.md', text)
     print(text)
     if name not in table_specs.TABLES:
       continue

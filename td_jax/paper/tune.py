@@ -17,7 +17,6 @@ scored.
 import argparse
 from collections.abc import Mapping
 from collections.abc import Sequence
-import hashlib
 import json
 import pathlib
 import sys
@@ -32,10 +31,11 @@ from td_jax.data import movielens
 from td_jax.devices import parallel as parallel_lib
 from td_jax.paper import table_specs
 from td_jax.paper import tables
-from td_jax.run import experiment
+from td_jax.run import pipeline
 from td_jax.run import preemption
 from td_jax.run import saved
-from td_jax.run import train
+from td_jax.run import scores
+from td_jax.storage import digest
 from td_jax.storage import results_log
 from td_jax.training import statistics
 
@@ -236,7 +236,7 @@ def best(
 def _run(config, watch):
   """What a row says of the run of `config`."""
   with tempfile.TemporaryDirectory() as folder:
-    results = train.run(
+    results = pipeline.run(
       config, pathlib.Path(folder), watch=watch, log=lambda line: None
     )
   return {
@@ -255,7 +255,7 @@ def _teach(config, watch):
     config.seed, config.data.genre = seed, ''
     with tempfile.TemporaryDirectory() as name:
       folder = pathlib.Path(name)
-      results = train.run(config, folder, watch=watch, log=lambda line: None)
+      results = pipeline.run(config, folder, watch=watch, log=lambda line: None)
       each = [_score(config, folder, genre) for genre in movielens.GENRES]
     scores.append(np.mean(each))
     found = {
@@ -273,12 +273,12 @@ def _score(config, folder, genre):
   task = movielens.load(config, log=lambda line: None)
   found = saved.load(folder, task)
   assert task.validation is not None  # Nothing was refitted.
-  score = experiment.scorer(
+  score = scores.scorer(
     config,
     found.model,
     task.validation,
     task=task,
-    parallel=parallel_lib.Parallel('single', 1, batch_size=0),
+    parallel=parallel_lib.Parallel('single', 1),
     as_teacher=True,
   )
   return score(found.variables)[0]
@@ -292,7 +292,7 @@ def _done(file):
 
 
 def _name(*told):
-  return f'{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}.lock'
+  return f'{digest.sha256(json.dumps(told))[:16]}.lock'
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
 """Checks a config before anything is loaded or compiled.
 
-There is no default here: every key is declared in `configs/`.
+There are no defaults here: every key is declared in `td_jax/configs/`.
 """
 
 from collections.abc import Mapping
+import itertools
 import json
 import math
 from typing import Any
@@ -13,19 +14,18 @@ from td_jax import errors
 from td_jax import methods
 from td_jax import models
 from td_jax import types
+from td_jax.configs import common
 from td_jax.devices import parallel
 from td_jax.methods import losses
 from td_jax.methods import schedules
-from td_jax.models import students
 from td_jax.training import optim
 
-HEADS = ('stored', 'probe', 'none')  # Of a published teacher.
-TEACHER = 'teacher'  # A method too: the teacher learns from its task alone.
+HEADS = ('stored', 'probe', 'none')  # For published teachers.
 _CHOICES = {
   'domain': data.DOMAINS,
-  'method': (*methods.METHODS, TEACHER),
+  'method': (*methods.METHODS, types.TEACHER),
   'parallel.kind': parallel.KINDS,
-  'student_init': students.INITS,
+  'student_init': models.INITS,
   'distill.distance': losses.DISTANCES,
   'distill.logit_distance': losses.DISTANCES,
   'distill.interact_target': ('chained', 'original'),
@@ -33,11 +33,23 @@ _CHOICES = {
   'distill.hint_direction': ('paper', 'original'),
   'distill.student_encodes': ('low_and_high', 'low'),
 }
-# The keys of a config that may differ when a run is resumed.
+# Keys that may change when a run is resumed: they do not affect its results.
 _FREE = (
   'allow_changed_config', 'checkpoint', 'parallel.', 'data.dir', 'eval_batch',
   'teacher.cache_dir',
 )  # fmt: skip
+# Keys of version 0.1 and their names today, in the student's config and, where
+# it has them, in the teacher's.
+_RENAMED = {
+  'dispatch': 'steps_per_dispatch',
+  'refit': 'refit_on_validation',
+  'select': 'score_before_refit',
+  'kept': 'cache_dir',
+  'optim.skip_above': 'optim.skip_loss_above',
+  'data.until': 'data.train_fraction',
+  'data.views': 'data.fixed_crops',
+  'distill.student_sends': 'distill.student_encodes',
+}
 
 
 def validate(config: types.Config) -> None:
@@ -45,49 +57,41 @@ def validate(config: types.Config) -> None:
   for field, choices in _CHOICES.items():
     errors.choose(f'config.{field}', _get(config, field), choices)
   for field in ('seeds', 'eval_batch', 'parallel.fsdp'):
-    _at_least(config, field, 1)
-  for field in ('seed', 'k', 'distill.noise', 'parallel.devices'):
-    _at_least(config, field, 0)
-  if config.distill.temperature <= 0:
-    raise errors.ConfigError(
-      f'config.distill.temperature is {config.distill.temperature}; it must '
-      'be above 0.'
-    )
-  for field in ('distill.hidden', 'distill.message'):
-    _at_least(config, field, 1)
-  errors.check_rate('config.distill.dropout', config.distill.dropout)
-  for name, weight in config.distill.weights.items():
-    schedules.check_weight(f'config.distill.weights.{name}', weight)
-  _learner(config, 'config')
-  data.DOMAINS[config.domain].check(config)
-  _stages(config)
-  if config.student_init != 'random' and config.model.name != 'vit':
-    raise errors.ConfigError(
-      f'config.student_init is {config.student_init!r}, which is for a ViT; '
-      f"a {config.model.name!r} starts at 'random'."
-    )
-  if config.method == TEACHER and 'steps' not in config.teacher:
-    raise errors.ConfigError(
-      f"config.method is 'teacher', but config {config.name!r} has no recipe "
-      'for one: its teacher is published.'
-    )
-  if config.method != TEACHER and not needs_teacher(config):
-    return
-  if 'steps' in config.teacher:
-    _learner(config.teacher, 'config.teacher')
-  else:
-    _published(config)
+    _check_at_least(config, field, 1)
+  for field in ('seed', 'k', 'parallel.devices'):
+    _check_at_least(config, field, 0)
+  _check_distill(config)
+  domain = data.DOMAINS[config.domain]
+  inputs = domain.inputs(config)
+  _check_learner(config, 'config', inputs)
+  domain.check(config)
+  _check_stages(config)
+  methods.check(config, task_loss=domain.task_loss)
+  models.check_init(config)
+  _check_teacher(config, inputs)
 
 
-def needs_teacher(config: types.Config) -> bool:
-  """Whether the student learns from a teacher, or starts from one."""
-  return config.method != TEACHER and (
-    methods.needs_teacher(config.method) or config.student_init != 'random'
-  )
+def seeds(config: types.Config) -> list[int]:
+  """The seeds of the students that are trained side by side."""
+  return list(range(config.seed, config.seed + config.seeds))
+
+
+def needs(config: types.Config) -> frozenset[methods.Need]:
+  """What the method of the run looks at; nothing for a teacher's own run."""
+  return methods.needs(config, task_loss=data.DOMAINS[config.domain].task_loss)
+
+
+def teacher_names(config: types.Config) -> tuple[str, ...]:
+  """The teachers that students learn from or are initialised from."""
+  if config.method == types.TEACHER:
+    return ()
+  if needs(config) or config.student_init != 'random':
+    return (types.TEACHER,)
+  return ()
 
 
 def as_teacher(config: types.Config) -> types.Config:
-  """The run that makes the teacher: its own recipe, all the data, one seed."""
+  """The run that trains the teacher: its own recipe, all data, one seed."""
   own = config.copy_and_resolve_references()
   own.update(
     {
@@ -96,8 +100,8 @@ def as_teacher(config: types.Config) -> types.Config:
       if name not in ('checkpoint', 'cache', 'head')
     }
   )
-  own.method = TEACHER
-  own.data.genre = ''
+  own.method = types.TEACHER
+  data.DOMAINS[config.domain].use_all_data(own)
   own.seeds = 1
   own.stages = (0, 0)
   own.student_init = 'random'
@@ -105,33 +109,41 @@ def as_teacher(config: types.Config) -> types.Config:
 
 
 def as_selection(config: types.Config) -> types.Config:
-  """The run that validation scores: as `config`, but without the refit."""
+  """The run that gives validation scores: `config` before its refit."""
   own = config.copy_and_resolve_references()
   own.refit_on_validation = own.test = False
   return own
 
 
 def to_json(config: types.Config) -> str:
+  """The config as JSON text with sorted keys."""
   return json.dumps(
-    config.to_dict(), indent=2, sort_keys=True, default=_no_json
+    config.to_dict(), indent=2, sort_keys=True, default=_raise_no_json
   )
 
 
-def completed(stored: dict[str, Any]) -> dict[str, Any]:
-  """A config as a run has stored it, with the keys that came after that run.
+def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
+  """Converts a stored config of any earlier version to the present keys.
 
-  Each has the value at which nothing is done but what was done before.
+  Renamed keys get their present names. A key that did not exist yet gets its
+  default from `configs/common.py`; therefore the default of every new key must
+  reproduce what the code did before the key existed.
   """
-  for learner in (stored, stored.get('teacher')):
-    recipe = learner.get('optim') if isinstance(learner, dict) else None
-    if isinstance(recipe, dict):  # What is damaged is left to whoever reads on.
-      recipe.setdefault('skip_loss_above', 0.0)
-  return stored
+  config = json.loads(json.dumps(stored))  # A deep copy of plain JSON.
+  learners = [config, config.get('teacher')]
+  for learner in learners:
+    # A damaged file may hold anything; the caller reports it later.
+    if isinstance(learner, dict):
+      for old, new in _RENAMED.items():
+        _rename(learner, old, new)
+      _fill(learner.get('optim'), common.optimizer())
+  _fill(config.get('distill'), common.distill())
+  return config
 
 
 def difference(stored: Mapping[str, Any], config: types.Config) -> list[str]:
   """What a resumed run would change, as lines `key: old -> new`."""
-  old = _flatten(stored)
+  old = _flatten(upgraded(stored))
   new = _flatten(json.loads(to_json(config)))
   return [
     f'{key}: {old.get(key, "absent")!r} -> {new.get(key, "absent")!r}'
@@ -140,9 +152,50 @@ def difference(stored: Mapping[str, Any], config: types.Config) -> list[str]:
   ]
 
 
-def _learner(config, name):
-  """The network, its recipe and its optimizer, of student or teacher."""
-  models.check(f'{name}.model', config.model)
+def _check_distill(config: types.Config) -> None:
+  """The settings of methods."""
+  distill = config.distill
+  if not distill.temperature > 0:
+    raise errors.ConfigError(
+      f'config.distill.temperature is {distill.temperature}; it must be above '
+      '0.'
+    )
+  for field in ('hidden', 'message'):
+    _check_at_least(config, f'distill.{field}', 1)
+  _check_at_least(config, 'distill.noise', 0)
+  errors.check_rate('config.distill.dropout', distill.dropout)
+  for name, weight in distill.weights.items():
+    schedules.check_weight(f'config.distill.weights.{name}', weight)
+
+
+def _check_teacher(config: types.Config, inputs: Mapping[str, Any]) -> None:
+  """The recipe of a teacher of our own, or the block of a published one."""
+  has_recipe = 'steps' in config.teacher
+  if config.method == types.TEACHER and not has_recipe:
+    raise errors.ConfigError(
+      f"config.method is 'teacher', but config {config.name!r} has no recipe "
+      'to train one: its teacher is published.'
+    )
+  if config.method != types.TEACHER and not teacher_names(config):
+    return
+  if has_recipe:
+    _check_learner(config.teacher, 'config.teacher', inputs)
+  else:
+    _check_published(config, inputs)
+  if methods.Need.SAME_TOKENS in needs(config):
+    student, teacher = (
+      models.tokens(model, inputs)
+      for model in (config.model, config.teacher.model)
+    )
+    if student != teacher:
+      raise methods.base.tokens_differ(student, teacher)
+
+
+def _check_learner(
+  config: types.Config, name: str, inputs: Mapping[str, Any]
+) -> None:
+  """The network, recipe and optimizer of a student or a teacher."""
+  models.check(f'{name}.model', config.model, inputs)
   errors.choose(f'{name}.optim.name', config.optim.name, optim.OPTIMIZERS)
   errors.choose(
     f'{name}.optim.decay', config.optim.decay, ('cosine', 'constant')
@@ -153,41 +206,28 @@ def _learner(config, name):
       'be above 0.'
     )
   for field in ('warmup', 'weight_decay', 'clip', 'skip_loss_above'):
-    _at_least(config, f'optim.{field}', 0, name)
+    _check_at_least(config, f'optim.{field}', 0, name)
   if 0 < config.optim.skip_loss_above <= 1:
     raise errors.ConfigError(
-      f'{name}.optim.skip_loss_above is {config.optim.skip_loss_above}, which would skip '
-      'losses that are no spikes; it must be above 1, or 0 to skip none.'
+      f'{name}.optim.skip_loss_above is {config.optim.skip_loss_above}, which '
+      'would skip ordinary losses; it must be above 1, or 0 to skip none.'
     )
-  for field in (
-    'steps',
-    'batch_size',
-    'steps_per_dispatch',
-    'log_every',
-    'eval_every',
-  ):
-    _at_least(config, field, 1, name)
-  for field, of in (
-    ('log_every', 'steps_per_dispatch'),
-    ('eval_every', 'log_every'),
-  ):
-    if config[field] % config[of]:
+  steps = ('steps_per_dispatch', 'log_every', 'eval_every')
+  for field in ('steps', 'batch_size', *steps):
+    _check_at_least(config, field, 1, name)
+  # Rows end where a dispatch ends, and validations where a row ends.
+  for unit, field in itertools.pairwise(steps):
+    if config[field] % config[unit]:
       raise errors.ConfigError(
         f'{name}.{field} is {config[field]}; it must be a multiple of '
-        f'{name}.{of}, {config[of]}.'
+        f'{name}.{unit}, {config[unit]}.'
       )
 
 
-def _published(config):
-  """A teacher whose weights somebody has published."""
-  models.check('config.teacher.model', config.teacher.model)
+def _check_published(config: types.Config, inputs: Mapping[str, Any]) -> None:
+  """A teacher with published weights."""
+  models.check('config.teacher.model', config.teacher.model, inputs)
   errors.choose('config.teacher.head', config.teacher.head, HEADS)
-  if config.teacher.head == 'none' and methods.needs_output(config.method):
-    raise errors.ConfigError(
-      "config.teacher.head is 'none', and config.method="
-      f'{config.method!r} learns from what the teacher answers; take '
-      "'probe', or 'stored' if it has a head for the task."
-    )
   if not config.teacher.checkpoint:
     raise errors.ConfigError(
       'config.teacher.checkpoint is empty; name the published weights of a '
@@ -195,7 +235,7 @@ def _published(config):
     )
 
 
-def _stages(config):
+def _check_stages(config: types.Config) -> None:
   if len(config.stages) != 2 or min(config.stages) < 0:
     raise errors.ConfigError(
       f'config.stages is {config.stages}; it takes two numbers >= 0: steps '
@@ -204,11 +244,13 @@ def _stages(config):
   if sum(config.stages) >= config.steps:
     raise errors.ConfigError(
       f'config.stages is {config.stages}, which leaves none of '
-      f'config.steps={config.steps} for training together.'
+      f'config.steps={config.steps} for joint training.'
     )
 
 
-def _at_least(config, field, least, name='config'):
+def _check_at_least(
+  config: types.Config, field: str, least: int, name: str = 'config'
+) -> None:
   value = _get(config, field)
   if not least <= value < math.inf:
     raise errors.ConfigError(
@@ -216,13 +258,35 @@ def _at_least(config, field, least, name='config'):
     )
 
 
-def _get(config, field) -> Any:
+def _get(config: types.Config, field: str) -> Any:
+  """The value of a dotted key."""
   for part in field.split('.'):
     config = config[part]
   return config
 
 
-def _flatten(tree, prefix=''):
+def _rename(config: dict[str, Any], old: str, new: str) -> None:
+  """Renames a key, which may be dotted, of nested dictionaries."""
+  *parents, last = old.split('.')
+  block: Any = config
+  for parent in parents:
+    block = block.get(parent) if isinstance(block, dict) else None
+  if isinstance(block, dict) and last in block:
+    block[new.rpartition('.')[2]] = block.pop(last)
+
+
+def _fill(block: Any, defaults: types.Config) -> None:
+  """Adds the keys of `defaults` that `block` lacks."""
+  if not isinstance(block, dict):
+    return
+  for key, value in json.loads(json.dumps(defaults.to_dict())).items():
+    if isinstance(value, dict):
+      _fill(block.get(key), defaults[key])
+    block.setdefault(key, value)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """{dotted key: value} of nested mappings."""
   flat = {}
   for key, value in tree.items():
     if isinstance(value, Mapping):
@@ -232,5 +296,5 @@ def _flatten(tree, prefix=''):
   return flat
 
 
-def _no_json(value):
-  raise errors.ConfigError(f'{value!r} in the config cannot be kept as JSON.')
+def _raise_no_json(value: Any) -> None:
+  raise errors.ConfigError(f'{value!r} in the config cannot be stored as JSON.')

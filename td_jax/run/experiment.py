@@ -1,6 +1,7 @@
-"""What a config describes, built: networks, method, feeds, programs."""
+"""Builds what a config describes: networks, method, feeds and programs."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 import functools
 from typing import Any
 from typing import NamedTuple
@@ -16,18 +17,18 @@ from td_jax.data import feed as feed_lib
 from td_jax.data import task as task_lib
 from td_jax.devices import parallel as parallel_lib
 from td_jax.models import split
-from td_jax.models import students
-from td_jax.run import teachers
-from td_jax.training import evaluate
-from td_jax.training import metrics
+from td_jax.run import config as config_lib
+from td_jax.run import teachers as teachers_lib
 from td_jax.training import optim
 from td_jax.training import scan
-from td_jax.training import statistics
 from td_jax.training import step as step_lib
+from td_jax.training import teacher_states
+
+Teachers = Mapping[str, teachers_lib.Teacher]
 
 
 class Experiment(NamedTuple):
-  """A training program, and what it runs on."""
+  """A training program and its arguments."""
 
   # state, metrics = train(state, fixed, rows(start, stop))
   train: Callable[..., tuple[step_lib.TrainState, types.Metrics]]
@@ -41,47 +42,48 @@ def build(
   config: types.Config,
   parallel: parallel_lib.Parallel,
   task: task_lib.Task,
-  teacher: teachers.Teacher | None,
+  teachers: Teachers,
 ) -> Experiment:
-  """The training of `config.method`; without a teacher that of `scratch`."""
+  """Builds the training of `config.method`.
+
+  Args:
+    config: A valid config.
+    parallel: The devices.
+    task: The task to learn.
+    teachers: By name; {} if the run needs none.
+  """
   model = models.build(config.model, task.model_args)
   feed = feed_lib.feed(task.train, task.make_batch)
-  variables = teacher.variables if teacher else None
-  # Of a student that starts from a teacher and is left alone there is none.
-  talks = teacher if methods.needs_teacher(config.method) else None
-  if talks and config.teacher.cache:
-    feed = evaluate.with_teacher_states(
-      feed,
-      model=talks.model,
-      teacher=variables,
-      batch=config.eval_batch,
-      keep=talks.keep,
-    )
-  elif not talks and feed.size:
-    feed = feed._replace(columns=feed.columns._replace(teacher_x=None))
-  parts = step_parts(config, task, model, talks.model if talks else None)
-  seeds = seeds_of(config)
-  init = functools.partial(
-    step_lib.init, start=_start(config, model, teacher), **parts
+  # None when teachers only initialise the student (method='scratch').
+  active = teachers if config_lib.needs(config) else {}
+  feed = _with_teacher_inputs(feed, config, active)
+  parts = step_parts(
+    config, task, model, {name: t.model for name, t in active.items()}
   )
+  seeds = config_lib.seeds(config)
+  init = functools.partial(
+    step_lib.init, start=_start(config, model, teachers), **parts
+  )
+  # Initialisation may read a teacher that the loss does not use.
+  variables = {name: t.variables for name, t in teachers.items()}
   state = jax.jit(jax.vmap(init, in_axes=(0, None, None)))(
     np.asarray(seeds), feed_lib.example(feed), variables
   )
-  part = parallel.part(config.batch_size)
+  host_slice = parallel.host_slice(config.batch_size)
 
-  def rows(start, stop):
-    each = [
-      feed.train_rows(seed, config.batch_size, start, stop, part)
+  def rows(start: int, stop: int) -> types.PyTree:
+    per_seed = [
+      feed.train_rows(seed, config.batch_size, start, stop, host_slice)
       for seed in seeds
     ]
-    return jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *each)
+    return jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *per_seed)
 
   return Experiment(
     train=parallel.compile(
       train_program(parts, feed.make_batch, parallel), axis=2, updates=True
     ),
     fixed=(
-      parallel.place(variables if talks else None),
+      parallel.place({name: t.variables for name, t in active.items()}),
       parallel.replicate(feed.columns),
     ),
     state=state,
@@ -97,20 +99,21 @@ def abstract(
 ) -> tuple[Any, tuple[Any, Any, Any]]:
   """The jitted training step, and shapes of its arguments to compile it for.
 
-  Nothing is loaded or run: `parallel` may have the devices of another machine.
+  Nothing is loaded or run, so `parallel` may have devices of another machine.
   """
   feed = feed_lib.feed(task.train, task.make_batch)
   example = feed_lib.example(feed)
-  teacher, variables = None, None
-  if methods.needs_teacher(config.method):
-    teacher = models.build(config.teacher.model, task.model_args)
-    variables = jax.eval_shape(
-      lambda: teacher.init(
-        jax.random.key(0), example.seen_by_teacher, train=False
+  networks, variables = {}, {}
+  if config_lib.needs(config):
+    network = models.build(config.teacher.model, task.model_args)
+    networks[types.TEACHER] = network
+    variables[types.TEACHER] = jax.eval_shape(
+      lambda: network.init(
+        jax.random.key(0), example.input_of(types.TEACHER), train=False
       )
     )
-  model, state = abstract_state(config, task, teacher)
-  parts = step_parts(config, task, model, teacher)
+  model, state = abstract_state(config, task, networks)
+  parts = step_parts(config, task, model, networks)
   rows = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(
       (1, config.seeds, config.batch_size, *leaf.shape[2:]), leaf.dtype
@@ -127,35 +130,35 @@ def abstract(
 
 
 def abstract_state(
-  config: types.Config, task: task_lib.Task, teacher: nn.Module | None
+  config: types.Config,
+  task: task_lib.Task,
+  teachers: Mapping[str, nn.Module],
 ) -> tuple[nn.Module, step_lib.TrainState]:
-  """The student, and a state of shapes."""
+  """The student, and a training state of shapes."""
   model = models.build(config.model, task.model_args)
   example = feed_lib.example(feed_lib.feed(task.train, task.make_batch))
-  parts = step_parts(config, task, model, teacher)
+  parts = step_parts(config, task, model, teachers)
 
-  def init(seed):
-    variables = None
-    if teacher is not None:
-      variables = teacher.init(
-        jax.random.key(seed), example.seen_by_teacher, train=False
+  def init(seed: types.Array) -> step_lib.TrainState:
+    variables = {
+      name: network.init(
+        jax.random.key(seed), example.input_of(name), train=False
       )
+      for name, network in teachers.items()
+    }
     return step_lib.init(seed, example, variables, **parts)
 
-  seeds = np.asarray(seeds_of(config))
+  seeds = np.asarray(config_lib.seeds(config))
   return model, jax.eval_shape(jax.vmap(init), seeds)
 
 
-def _start(config, model, teacher) -> step_lib.Start:
-  """How the student starts: as it is initialised, or from the teacher."""
-  if teacher is None or config.student_init == 'random':
-    return lambda student, variables: student
-  return lambda student, variables: students.initialise(
-    config.student_init,
-    student,
-    student=model,
-    teacher=teacher.model,
-    teacher_variables=variables,
+def method_of(config: types.Config, task: task_lib.Task) -> methods.Method:
+  """The method of a run; a teacher's own run learns from its task alone."""
+  return methods.build(
+    'scratch' if config.method == types.TEACHER else config.method,
+    config=config,
+    task_loss=task.task_loss,
+    start=config.stages[0],
   )
 
 
@@ -163,30 +166,25 @@ def step_parts(
   config: types.Config,
   task: task_lib.Task,
   model: nn.Module,
-  teacher: nn.Module | None,
+  teachers: Mapping[str, nn.Module],
 ) -> dict[str, Any]:
-  """What `step.init` and `step.train_step` take besides arrays."""
+  """The arguments of `step.init` and `step.train_step` that are not arrays."""
   return {
     'model': model,
-    'method': methods.build(
-      config.method if config.method in methods.METHODS else 'scratch',
-      config=config,
-      cost=task.task_loss,
-      start=config.stages[0],
-    ),
+    'method': method_of(config, task),
     'optimizer': optim.build(
       config.optim, steps=config.steps, stages=config.stages
     ),
-    'teacher_side': functools.partial(_teacher_side, teacher),
+    'teacher_sides': functools.partial(_teacher_sides, teachers),
   }
 
 
 def train_program(
-  parts: dict[str, Any],
+  parts: Mapping[str, Any],
   make_batch: feed_lib.MakeBatch,
   parallel: parallel_lib.Parallel,
 ) -> Callable[..., Any]:
-  """`scan.train` of this step; `axis_name` is still to be given."""
+  """`scan.train` of this step; `axis_name` remains to be bound."""
   return functools.partial(
     scan.train,
     step=functools.partial(step_lib.train_step, **parts),
@@ -195,79 +193,57 @@ def train_program(
   )
 
 
-def scorer(
-  config: types.Config,
-  model: nn.Module,
-  part: task_lib.Split,
-  *,
-  task: task_lib.Task,
-  parallel: parallel_lib.Parallel,
-  as_teacher: bool = False,
-) -> Callable[[types.PyTree], np.ndarray]:
-  """students [seeds, ...] -> scores [seeds] on a split of `task`."""
-  if as_teacher and isinstance(part, types.Batch):
-    part = part._replace(x=part.seen_by_teacher)
-  if isinstance(part, types.Batch):
-    part = part._replace(teacher_x=None)
-  return evaluate.scorer(
-    feed_lib.feed(part, task.make_batch),
-    model=model,
-    metric=metrics.METRICS[task.metric],
-    parallel=parallel,
-    batch=config.eval_batch,
+def _with_teacher_inputs(
+  feed: feed_lib.Feed, config: types.Config, teachers: Teachers
+) -> feed_lib.Feed:
+  """Keeps on the device only what the active teachers need."""
+  if not feed.size:
+    return feed  # Streams carry no columns.
+  inputs = {
+    name: x for name, x in feed.columns.teacher_x.items() if name in teachers
+  }
+  feed = feed._replace(columns=feed.columns._replace(teacher_x=inputs))
+  if config.teacher.cache:
+    for name, teacher in teachers.items():
+      feed = teacher_states.precompute(
+        feed,
+        name=name,
+        model=teacher.model,
+        variables=teacher.variables,
+        batch=config.eval_batch,
+        cache=teacher.cache,
+      )
+  return feed
+
+
+def _start(
+  config: types.Config, model: nn.Module, teachers: Teachers
+) -> step_lib.Start:
+  """How the student starts: at random, or with layers of the teacher."""
+  initialise = models.NETWORKS[config.model.name].initialise
+  if config.student_init == 'random' or initialise is None:
+    return lambda student, variables: student
+  teacher = teachers[types.TEACHER]
+  return lambda student, variables: initialise(
+    config.student_init,
+    student,
+    student=model,
+    teacher=teacher.model,
+    teacher_variables=variables[types.TEACHER],
   )
 
 
-def scores(
-  config: types.Config,
-  model: nn.Module,
-  students: types.PyTree,
-  *,
-  task: task_lib.Task,
-  teacher: teachers.Teacher | None,
-  parallel: parallel_lib.Parallel,
-) -> dict[str, Any]:
-  """Validation and test scores of all seeds, and of the teacher."""
-  splits = {}
-  if task.validation is not None:
-    splits['validation'] = task.validation
-  if config.test:
-    splits['test'] = task.test
-  found: dict[str, Any] = {'teacher': None}
-  for name, part in splits.items():
-    score = scorer(config, model, part, task=task, parallel=parallel)
-    found[name] = statistics.mean_and_stderr(score(students))
-  if teacher:
-    one = parallel.place(
-      jax.tree.map(lambda leaf: leaf[None], teacher.variables)
-    )
-    taught: dict[str, Any] = {'folder': teacher.folder}
-    found['teacher'] = taught
-    for name, part in splits.items():
-      score = scorer(
-        config,
-        teacher.model,
-        part,
-        task=task,
-        parallel=parallel,
-        as_teacher=True,
-      )
-      kept = teacher.keep(name, lambda score=score: {'score': score(one)})
-      taught[name] = float(kept['score'][0])
-  return found
-
-
-def seeds_of(config: types.Config) -> list[int]:
-  return list(range(config.seed, config.seed + config.seeds))
-
-
-def _teacher_side(model, variables, batch):
-  """The teacher on a batch: computed before, or now."""
-  if model is None:
-    return None
-  if batch.teacher_states is not None:
-    states, output = batch.teacher_states
-    return split.Side(
-      states, output, split.interpreter(model, variables, train=False)
-    )
-  return split.side(model, variables, batch.seen_by_teacher)
+def _teacher_sides(
+  networks: Mapping[str, nn.Module],
+  variables: Mapping[str, types.PyTree],
+  batch: types.Batch,
+) -> dict[str, split.Side]:
+  """Each teacher on a batch: precomputed, or evaluated now."""
+  sides = {}
+  for name, network in networks.items():
+    if name in batch.teacher_states:
+      states, output = batch.teacher_states[name]
+      sides[name] = split.precomputed(states, output, network, variables[name])
+    else:
+      sides[name] = split.side(network, variables[name], batch.input_of(name))
+  return sides

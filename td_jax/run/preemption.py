@@ -1,38 +1,45 @@
-"""SIGTERM and SIGINT: finish the dispatch at hand, save, exit 75."""
+"""On SIGTERM or SIGINT: finish the current dispatch, save, exit with 75."""
 
 import signal
+from types import FrameType
 from typing import NoReturn
 
 from td_jax import errors
 
 
 class Watch:
-  """Remembers that the process was told to stop."""
+  """Records that the process was asked to stop."""
 
   def __init__(self):
     self._signal = None
     for number in (signal.SIGTERM, signal.SIGINT):
-      signal.signal(number, self._remember)
+      signal.signal(number, self._record)
 
   @property
   def requested(self) -> bool:
+    """Whether a signal has arrived."""
     return self._signal is not None
 
-  def check(self, done: str) -> None:
-    """Raises PreemptedError if a signal came; `done` says what is safe."""
-    if self._signal is not None:
-      self.stop(done)
+  def check(self, state: str) -> None:
+    """Raises a PreemptedError if a signal has arrived.
 
-  def stop(self, done: str) -> NoReturn:
-    """Raises PreemptedError: this process was told to, or another of the run."""
-    said = 'another process was told to stop'
+    Args:
+      state: What is safe by now, such as 'nothing to save yet'.
+    """
     if self._signal is not None:
-      said = signal.Signals(self._signal).name
+      self.stop(state)
+
+  def stop(self, state: str) -> NoReturn:
+    """Raises a PreemptedError; another process may have had the signal."""
+    reason = 'another process was asked to stop'
+    if self._signal is not None:
+      reason = signal.Signals(self._signal).name
     raise errors.PreemptedError(
-      f'{said}: {done}. The same command with the same --workdir goes on '
-      'from there.'
+      f'{reason}: {state}. Run the same command with the same --workdir to '
+      'continue from there.'
     )
 
-  def _remember(self, number, frame):
-    del frame  # The place it came at does not matter.
+  def _record(self, number: int, frame: FrameType | None) -> None:
+    # Raising here could tear a checkpoint, so the loop looks at the flag.
+    del frame
     self._signal = number

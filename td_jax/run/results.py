@@ -1,21 +1,102 @@
-"""The form of results.json, and of the committed rows that are made from it."""
+"""results.json: what a run leaves for tables, evaluation and other runs."""
 
 from collections.abc import Mapping
 from typing import Any
 
-_TEACHER = 'teacher'  # Name of the teacher that config.teacher describes.
+import jax
+
+from td_jax import types
+from td_jax.data import task as task_lib
+from td_jax.run import config as config_lib
+from td_jax.run import environment
+from td_jax.storage import files
+from td_jax.training import step as step_lib
+
+FILE = 'results.json'
 
 
-def upgraded(mapping: Mapping[str, Any]) -> dict[str, Any]:
-  """A copy of a results.json or a committed row in today's form.
+def collect(
+  config: types.Config,
+  task: task_lib.Task,
+  scores: Mapping[str, Any],
+  *,
+  label: str,
+  best: step_lib.Best,
+  seconds: float,
+) -> dict[str, Any]:
+  """The results of a finished run.
 
-  Runs before the redesign stored one teacher, or None, under 'teacher' and the
-  scores of network-free models under 'controls'.
+  Args:
+    config: The run's config.
+    task: The run's task.
+    scores: `scores.score` of the run's best students.
+    label: The method as tables show it, such as 'td, k=1'.
+    best: The best students; leaves [seeds, ...].
+    seconds: Training time.
   """
-  new = dict(mapping)
-  if 'teacher' in new:
-    teacher = new.pop('teacher')
-    new['teachers'] = {_TEACHER: teacher} if teacher else {}
-  if 'controls' in new:
-    new['baselines'] = new.pop('controls')
-  return new
+  return {
+    'name': config.name,
+    'method': config.method,
+    'label': label,
+    'task': task.name,
+    **task.metadata,
+    'k': config.k,
+    'seeds': config_lib.seeds(config),
+    'steps': config.steps,
+    'batch_size': config.batch_size,
+    'best_step': jax.device_get(best.step).tolist(),
+    'seconds': seconds,
+    'metric': task.metric,
+    'dataset': task.fingerprint,
+    'baselines': task.baselines(),
+    **scores,
+    **environment.environment(),
+  }
+
+
+def with_validation(
+  results: Mapping[str, Any], selection: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Adds the validation scores of the run that was made before a refit.
+
+  After a refit the students and their teachers have trained on the validation
+  split, so `results` has no validation scores of its own.
+  """
+  teachers = {
+    name: teacher | {'validation': selection['teachers'][name]['validation']}
+    for name, teacher in results['teachers'].items()
+  }
+  return {
+    **results,
+    'validation': selection['validation'],
+    'teachers': teachers,
+  }
+
+
+def read(folder: types.Path) -> dict[str, Any]:
+  """Reads the results of the run in `folder`, also those of older versions.
+
+  Raises:
+    errors.DataError: There are none, or the file is damaged.
+  """
+  return upgraded(files.read_json(folder / FILE))
+
+
+def upgraded(results: Mapping[str, Any]) -> dict[str, Any]:
+  """Converts results of version 0.1 to the present form.
+
+  They had one 'teacher' (or None) in place of 'teachers', 'controls' in place
+  of 'baselines', and no 'label'.
+  """
+  results = dict(results)
+  if 'teacher' in results:
+    teacher = results.pop('teacher')
+    results['teachers'] = {types.TEACHER: teacher} if teacher else {}
+  if 'controls' in results:
+    results['baselines'] = results.pop('controls')
+  if 'label' not in results and 'method' in results:
+    # The two methods of version 0.1 that used config.k.
+    rounds = results['method'] in ('td', 'td_ld')
+    suffix = f', k={results["k"]}' if rounds else ''
+    results['label'] = results['method'] + suffix
+  return results

@@ -1,4 +1,4 @@
-"""A run that was saved, read back: for evaluation, and as a teacher."""
+"""A finished or interrupted run, read back: for evaluation, or as a teacher."""
 
 from typing import Any
 from typing import NamedTuple
@@ -15,45 +15,45 @@ from td_jax.data import task as task_lib
 from td_jax.run import config as config_lib
 from td_jax.run import workdir
 from td_jax.storage import checkpoint
+from td_jax.storage import files
 from td_jax.training import step
 
 
 class Saved(NamedTuple):
-  """The best networks of a run, one a seed."""
+  """The best networks of a run, one for each seed."""
 
   model: nn.Module
   variables: types.PyTree  # Leaves [seeds, ...].
-  step: int  # Of the checkpoint.
-  dataset: str  # Fingerprint of what it was trained on.
+  step: int  # The step of the checkpoint.
+  dataset: str  # Fingerprint of the training data.
 
 
 def config_of(folder: types.Path) -> types.Config:
-  """The config that the run in `folder` was started with.
+  """The config of the run in `folder`, in its present form.
 
   Raises:
-    errors.DataError: there is none, or it is damaged.
+    errors.DataError: There is none, or it is damaged.
   """
-  file = folder / 'config.json'
-  stored = workdir.read(file)
+  file = folder / workdir.CONFIG
+  stored = files.read_json(file)
   try:
     config = ml_collections.ConfigDict(
-      _with_tuples(config_lib.completed(stored))
+      _with_tuples(config_lib.upgraded(stored))
     )
     config_lib.validate(config)
-  except Exception as e:  # It may hold anything.
-    reason = ' '.join(str(e).split())
+  except Exception as e:  # The file may hold anything.
     raise errors.DataError(
-      f'{file} is not the config of a run ({reason[:200]}).'
+      f'{file} is not the config of a run ({errors.one_line(e)}).'
     ) from e
   return config
 
 
 def load(folder: types.Path, task: task_lib.Task) -> Saved:
-  """The best networks of the latest sound checkpoint in `folder`.
+  """The best networks in the latest intact checkpoint of `folder`.
 
   Raises:
-    errors.DataError: there is none, it is damaged, or it was trained on other
-      records than `task` holds.
+    errors.DataError: There is none, it is damaged, or it was trained on other
+      records than those of `task`.
   """
   config = config_of(folder)
   model = models.build(config.model, task.model_args)
@@ -70,7 +70,7 @@ def load(folder: types.Path, task: task_lib.Task) -> Saved:
 def restore(
   folder: types.Path, templates: dict[str, types.PyTree], task: task_lib.Task
 ) -> tuple[dict[str, types.PyTree], dict[str, Any]]:
-  """Items and record of the latest sound checkpoint; raises as `load` does."""
+  """Items and record of the latest intact checkpoint; raises as `load` does."""
   if not (folder / workdir.CHECKPOINTS).is_dir():
     raise errors.DataError(
       f'{folder} has no checkpoints; train there first, with '
@@ -80,22 +80,22 @@ def restore(
     folder / workdir.CHECKPOINTS, read_only=True
   )
   try:
-    found = checkpoints.restore(templates)
+    restored = checkpoints.restore(templates)
   finally:
     checkpoints.close()
-  if found is None:
+  if restored is None:
     raise errors.DataError(
       f'{folder} has no complete checkpoint; train there first, with '
       f'--workdir={folder}.'
     )
-  check_dataset(folder, found[1], task)
-  return found
+  check_dataset(folder, restored[1], task)
+  return restored
 
 
 def check_dataset(
   folder: types.Path, record: dict[str, Any], task: task_lib.Task
 ) -> None:
-  """Raises a DataError if a checkpoint's record is of other data."""
+  """Raises a DataError if a checkpoint's record names other data."""
   if record['dataset'] != task.fingerprint:
     raise errors.DataError(
       f'{folder} was trained on other data (fingerprint '
@@ -104,8 +104,8 @@ def check_dataset(
     )
 
 
-def _with_tuples(value):
-  """JSON has no tuples, and a config no lists."""
+def _with_tuples(value: Any) -> Any:
+  """Turns lists into tuples: JSON has no tuples, and configs no lists."""
   if isinstance(value, dict):
     return {key: _with_tuples(part) for key, part in value.items()}
   if isinstance(value, list):
@@ -113,6 +113,6 @@ def _with_tuples(value):
   return value
 
 
-def _best(model, seed, example):
+def _best(model: nn.Module, seed: types.Array, example: types.Batch):
   student = model.init(jax.random.key(seed), example.x, train=False)
   return step.Best(jax.numpy.float32(0), jax.numpy.int32(0), student)

@@ -1,7 +1,8 @@
-"""Frozen teachers: of our own runs, and published ones with a head for the task."""
+"""Frozen teachers: from runs of ours, or published weights with a fitted head."""
 
-import hashlib
+from collections.abc import Mapping
 import json
+from typing import Any
 from typing import NamedTuple
 
 from flax import linen as nn
@@ -13,27 +14,26 @@ from td_jax import models
 from td_jax import types
 from td_jax.data import feed as feed_lib
 from td_jax.data import task as task_lib
-from td_jax.models import pretrained
 from td_jax.models import probe
 from td_jax.run import saved
 from td_jax.storage import array_cache
+from td_jax.storage import digest
 from td_jax.storage import paths
 from td_jax.training import evaluate
 
 
 class Teacher(NamedTuple):
-  """A frozen network, and where it is from."""
+  """A frozen network."""
 
   model: nn.Module
   variables: types.PyTree
-  folder: str  # Absolute, or seen from the student's run.
-  keep: array_cache.Keep = (
-    array_cache.keep_nothing
-  )  # What is computed of it once.
+  folder: str  # As results.json names it: absolute, or relative to the run.
+  # Arrays that are derived from it once, for all runs that share the cache.
+  cache: array_cache.Cache = array_cache.NO_CACHE
 
 
 def is_published(folder: str) -> bool:
-  """Whether `folder` holds published weights, not a run of ours."""
+  """Whether `folder` holds published weights rather than a run of ours."""
   if folder.endswith('.npz'):
     return True
   return (paths.as_path(folder) / 'model.safetensors').exists()
@@ -45,93 +45,119 @@ def load(
   *,
   path: types.Path,
   folder: str,
-  log=lambda line: None,
+  log: types.Log = types.no_log,
 ) -> Teacher:
-  """The teacher in `folder`, which may be seen from `path`.
+  """Loads a teacher.
 
   Args:
-    config: Of the student; `teacher.model` and `teacher.head` are for published
-      weights.
-    task: Of the student.
-    path: The student's run, where a head that is fitted is kept, unless
+    config: The student's config; `teacher.model` and `teacher.head` describe
+      published weights.
+    task: The student's task.
+    path: The student's run. A fitted head is stored there, unless
       `teacher.cache_dir` names a folder.
-    folder: A run of ours, of which the first network is taken; or published
-      weights, as `pretrained.load` takes them.
-    log: Takes lines for whoever watches.
+    folder: Absolute, or relative to `path`: a run of ours, whose first network
+      is taken; or published weights, as `pretrained.load` takes them.
+    log: Receives progress lines.
 
   Raises:
-    errors.DataError: there is no teacher, or it is damaged or another.
+    errors.DataError: There is no teacher, it is damaged, or it does not fit
+      the task.
   """
   if not is_published(folder):
-    found = saved.load(paths.resolve(path, folder), task)
-    first = jax.tree.map(lambda leaf: leaf[0], found.variables)
-    return Teacher(found.model, first, folder)
-  wanted = config.teacher.model
-  if wanted.name != 'vit':
+    run = saved.load(paths.resolve(path, folder), task)
+    first = jax.tree.map(lambda leaf: leaf[0], run.variables)
+    return Teacher(run.model, first, folder)
+  settings = config.teacher.model
+  load_published = models.NETWORKS[settings.name].load_published
+  if load_published is None:
     raise errors.ConfigError(
-      f'config.teacher.checkpoint is {folder!r}, the weights of a ViT, and '
-      f'config.teacher.model.name is {wanted.name!r}; name the folder of a run.'
+      f'config.teacher.checkpoint is {folder!r}, which holds published '
+      f'weights, but config.teacher.model.name is {settings.name!r}, which '
+      'cannot load any; name the folder of a run.'
     )
-  classes = task.model_args['classes']
-  found = pretrained.load(
-    folder,
-    image_size=config.data.size,
-    classes=None if config.teacher.head == 'stored' else classes,
-    expected={key: wanted[key] for key in wanted if key != 'name'},
+  variables = _published(config, task, folder, load_published)
+  model = models.build(settings, task.model_args)
+  cache_dir = config.teacher.cache_dir
+  cache = array_cache.Cache(
+    paths.as_path(cache_dir) if cache_dir else path,
+    _cache_digest(config, task, variables),
+    writes=jax.process_index() == 0,
+    log=log,
   )
-  if found.settings['classes'] != classes:
-    raise errors.DataError(
-      f'{folder} has a head of {found.settings["classes"]} classes, and '
-      f"{task.name} has {classes}; take config.teacher.head='probe'."
-    )
-  kept = (
-    paths.as_path(config.teacher.cache_dir)
-    if config.teacher.cache_dir
-    else None
-  )
-  model, variables = models.build(wanted, task.model_args), found.variables
-  keep = _keeper(config, task, variables, kept=kept or path, log=log)
   if config.teacher.head == 'none':
+    # Zeros rather than no head, so that the parameter tree keeps its shape.
     head = jax.tree.map(np.zeros_like, variables['params']['head'])
     variables = {'params': variables['params'] | {'head': head}}
   if config.teacher.head == 'probe':
     head = dict(
-      keep('head', lambda: _probe(config, task, variables, folder, log))
+      cache.get(
+        'head', lambda: _fit_probe(config, task, variables, folder, log)
+      )
     )
     variables = {'params': variables['params'] | {'head': head}}
+  # Without a folder for caches only the head is stored, in the run itself:
+  # states may take more space than the run.
   return Teacher(
-    model, variables, folder, keep if kept else array_cache.keep_nothing
+    model, variables, folder, cache if cache_dir else array_cache.NO_CACHE
   )
 
 
-def _keeper(config, task, variables, *, kept, log):
-  """Of what is computed of these weights on the data of this task."""
-  block, seen = config.teacher, config.data.to_dict()
-  del seen['dir']  # The fingerprint says what was found there.
-  facts = [task.fingerprint, block.model.to_dict(), block.head, seen]
-  told = hashlib.sha256(json.dumps(facts).encode())
-  for leaf in jax.tree.leaves(variables):
-    told.update(np.ascontiguousarray(leaf).data)
-  return array_cache.keeper(
-    kept, told.hexdigest(), writes=jax.process_index() == 0, log=log
+def _published(
+  config: types.Config, task: task_lib.Task, folder: str, load_published: Any
+) -> types.PyTree:
+  """The variables of published weights, with a head for the task's classes."""
+  settings, classes = config.teacher.model, task.model_args['classes']
+  published = load_published(
+    folder,
+    image_size=config.data.size,
+    classes=None if config.teacher.head == 'stored' else classes,
+    expected={key: settings[key] for key in settings if key != 'name'},
   )
+  stored = published.settings['classes']
+  if stored != classes:
+    raise errors.DataError(
+      f'{folder} has a head of {stored} classes, but {task.name} has '
+      f"{classes}; choose config.teacher.head='probe'."
+    )
+  return published.variables
 
 
-def _probe(config, task, variables, folder, log):
+def _cache_digest(
+  config: types.Config, task: task_lib.Task, variables: types.PyTree
+) -> str:
+  """Identifies these weights on the data of this task."""
+  data = config.data.to_dict()
+  del data['dir']  # The fingerprint identifies the data that lie there.
+  # The name this key had in version 0.1, so that its caches stay valid.
+  data['views'] = data.pop('fixed_crops')
+  teacher = config.teacher
+  facts = [task.fingerprint, teacher.model.to_dict(), teacher.head, data]
+  return digest.sha256(json.dumps(facts), *jax.tree.leaves(variables))
+
+
+def _fit_probe(
+  config: types.Config,
+  task: task_lib.Task,
+  variables: types.PyTree,
+  folder: str,
+  log: types.Log,
+) -> Mapping[str, np.ndarray]:
   """{'kernel', 'bias'} of a head fitted to the frozen teacher's features."""
+  # With no classes the network's output is what would enter its head.
   model = models.build(config.teacher.model, {'classes': 0})
-  bare = {
+  headless = {
     'params': {
       name: tree for name, tree in variables['params'].items() if name != 'head'
     }
   }
 
-  def features(split):
+  def features(split: task_lib.Split) -> tuple[np.ndarray, np.ndarray]:
     feed = feed_lib.feed(split, task.make_batch)
     return evaluate.outputs(
-      feed, model=model, variables=bare, batch=config.eval_batch
+      feed, model=model, variables=headless, batch=config.eval_batch
     )
 
+  assert task.validation is not None  # Only MovieLens merges its validation.
   log(f'fitting a linear head to {folder}, once')
   kernel, bias, report = probe.fit(
     *features(task.train),

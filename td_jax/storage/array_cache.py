@@ -1,4 +1,4 @@
-"""Arrays kept in files, so that the next start reads what was made before."""
+"""Arrays stored in files, so that the next start reads instead of computing."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -11,52 +11,62 @@ import numpy as np
 from td_jax import errors
 from td_jax import types
 
-# (name, make) -> make(), or what it gave when it was kept under that name.
-Keep = Callable[[str, Callable[[], Mapping[str, Any]]], Mapping[str, Any]]
+Arrays = Mapping[str, Any]
 
 
-def keep_nothing(
-  name: str, make: Callable[[], Mapping[str, Any]]
-) -> Mapping[str, Any]:
-  """A `Keep` that makes it anew each time."""
-  del name  # Nothing is kept.
-  return make()
+class Cache:
+  """Named groups of arrays that depend on the same inputs."""
 
+  def __init__(
+    self, folder: types.Path, digest: str, *, writes: bool, log: types.Log
+  ):
+    """Opens the cache without reading anything.
 
-def keeper(
-  folder: types.Path, told: str, *, writes: bool, log: Callable[[str], Any]
-) -> Keep:
-  """A `Keep` of files in `folder`, for all whose input is the same.
+    Args:
+      folder: Created when first needed.
+      digest: Identifies everything that the arrays depend on.
+      writes: Whether this process writes; the others only read.
+      log: Receives warnings.
+    """
+    self._folder, self._digest = folder, digest
+    self._writes, self._log = writes, log
 
-  Args:
-    folder: Is made if it is absent.
-    told: Digest of all that is kept there depends on.
-    writes: Whether this process does; others only read.
-    log: Takes lines for whoever watches.
-  """
-
-  def keep(name, make):
-    file = folder / f'{name}-{told[:16]}.npz'
+  def get(self, name: str, make: Callable[[], Arrays]) -> Arrays:
+    """Returns the arrays stored under `name`, or makes and stores them."""
+    file = self._folder / f'{name}-{self._digest[:16]}.npz'
     try:
       with file.open('rb') as opened, np.load(opened) as stored:
         return dict(stored)
     except FileNotFoundError:
       pass
-    # It can be damaged in more ways than can be listed; it is made again.
+    # A file can be damaged in more ways than can be listed, and the remedy is
+    # the same for all of them: make it again.
     except Exception as error:
-      log(f'warning: {file} is ignored: {errors.one_line(error)}')
-    made = make()
-    if writes:
-      save(file, made, log=log)
-    return made
-
-  return keep
+      self._log(f'warning: {file} is ignored: {errors.one_line(error)}')
+    arrays = make()
+    if self._writes:
+      save(file, arrays, log=self._log)
+    return arrays
 
 
-def save(
-  file: types.Path, arrays: Mapping[str, Any], *, log: Callable[[str], Any]
-) -> None:
-  """Writes `file`, whole or not at all; failing to is logged, not fatal."""
+class _NoCache(Cache):
+  """Makes the arrays at every call."""
+
+  def __init__(self):
+    pass  # It has no folder.
+
+  def get(self, name: str, make: Callable[[], Arrays]) -> Arrays:
+    """Returns `make()`."""
+    del name
+    return make()
+
+
+NO_CACHE = _NoCache()
+
+
+def save(file: types.Path, arrays: Arrays, *, log: types.Log) -> None:
+  """Writes `file`, whole or not at all; a failure is logged, not fatal."""
+  # Several processes may write the same cache, each to a file of its own.
   temporary = file.with_name(f'{uuid.uuid4().hex}.tmp')
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -66,8 +76,8 @@ def save(
   except OSError as error:
     log(
       f'warning: cannot write {file} ({errors.one_line(error)}); the next run'
-      ' reads everything again'
+      ' computes everything again'
     )
   finally:
-    with contextlib.suppress(OSError):  # Gone, where it became `file`.
+    with contextlib.suppress(OSError):  # It is gone once it became `file`.
       temporary.unlink()

@@ -6,8 +6,7 @@ leaf: orbax alone restores a flipped byte without a word.
 """
 
 from collections.abc import Mapping
-import hashlib
-import json
+import itertools
 import logging
 from typing import Any
 
@@ -17,6 +16,7 @@ import orbax.checkpoint as ocp
 
 from td_jax import errors
 from td_jax import types
+from td_jax.storage import digest
 from td_jax.storage import paths
 
 _RECORD = 'record'
@@ -68,7 +68,7 @@ class Checkpoints:
       name: ocp.args.StandardSave(leaves) for name, leaves in flat.items()
     }
     arguments[_RECORD] = ocp.args.JsonSave(
-      record | {'sha256': _record_digest(record)}
+      record | {'sha256': digest.sha256(record)}
     )
     try:
       for later in self._manager.all_steps():
@@ -136,7 +136,7 @@ class Checkpoints:
       step, args=ocp.args.Composite(**{_RECORD: ocp.args.JsonRestore()})
     )[_RECORD]
     # Early records do not have one.
-    if record.pop('sha256', None) not in (None, _record_digest(record)):
+    if record.pop('sha256', None) not in (None, digest.sha256(record)):
       raise ValueError('the record does not match its SHA-256')
     wanted = {name: _flatten(tree) for name, tree in templates.items()}
     for name, leaves in wanted.items():
@@ -197,13 +197,5 @@ def _describe(leaves):
   }
 
 
-def _record_digest(record):
-  return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(leaves):
-  total = hashlib.sha256()
-  for name, leaf in leaves.items():
-    total.update(name.encode())
-    total.update(np.ascontiguousarray(leaf).data)
-  return total.hexdigest()
+def _digest(leaves: Mapping[str, np.ndarray]) -> str:
+  return digest.sha256(*itertools.chain.from_iterable(leaves.items()))

@@ -1,4 +1,4 @@
-"""What a config's training step would cost on TPUs that are not here."""
+"""The cost of a config's training step on TPUs, without any TPU."""
 
 from td_jax import data
 from td_jax import errors
@@ -6,20 +6,24 @@ from td_jax import types
 from td_jax.devices import parallel as parallel_lib
 from td_jax.run import config as config_lib
 from td_jax.run import experiment
-from td_jax.tpu_cost import report as compile_lib
+from td_jax.storage import files
+from td_jax.storage import paths
+from td_jax.tpu_cost import step_cost
 from td_jax.tpu_cost import topology as topology_lib
+
+FILE = 'compile.json'
 
 
 def cost(
   config: types.Config, topology_name: str, *, mfu: float
-) -> compile_lib.Report:
-  """Compiles the step of `config` for a topology, such as 'v4:2x2x1'.
+) -> step_cost.Report:
+  """Compiles the step of `config` for a topology such as 'v4:2x2x1'.
 
   Raises:
-    errors.ConfigError: there is no such topology, or the step does not fit.
+    errors.ConfigError: There is no such topology, or the step does not fit.
   """
   config_lib.validate(config)
-  if config.method == config_lib.TEACHER:
+  if config.method == types.TEACHER:
     config = config_lib.as_teacher(config)
   if not topology_name:
     raise errors.ConfigError(
@@ -30,17 +34,29 @@ def cost(
     'mesh',
     0,
     fsdp=config.parallel.fsdp,
-    batch_size=config.batch_size,
-    found=topology.devices,
+    devices_available=topology.devices,
   )
+  parallel.check_batch_size(config.batch_size)
   task = data.DOMAINS[config.domain].shapes(config)
   step, arguments = experiment.abstract(config, parallel, task)
-  state, (teacher, _), _ = arguments
-  return compile_lib.report(
+  state, (teachers, _), _ = arguments
+  return step_cost.report(
     step,
     arguments,
     topology=topology,
-    parameters=(state.params, teacher),
+    parameters=(state.params, teachers),
     steps=config.steps,
     mfu=mfu,
   )
+
+
+def table(
+  config: types.Config, topology_name: str, workdir: str, *, mfu: float
+) -> str:
+  """The cost as a table; with a `workdir`, it is stored there as JSON too."""
+  estimate = cost(config, topology_name, mfu=mfu)
+  if workdir:
+    path = paths.as_path(workdir)
+    path.mkdir(parents=True, exist_ok=True)
+    files.write_atomically(path / FILE, step_cost.as_json(estimate))
+  return step_cost.table(estimate)

@@ -1,11 +1,12 @@
-"""Many steps, many seeds: the programs that are compiled.
+"""The compiled programs: many steps, for many seeds side by side.
 
-A program picks its batches inside the compiled loop, by example id from splits
-that stay on the device, or out of what a stream brings; several steps go to a
-dispatch by `lax.scan` and several seeds side by side by `vmap`.
+A program makes its batches inside the compiled loop: it gathers examples by id
+from columns that stay on the device, or unpacks what a stream delivered.
+`lax.scan` runs several steps in one dispatch.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import functools
 
 import jax
@@ -31,26 +32,26 @@ def train(
 
   Args:
     state: Leaves [seeds, ...].
-    fixed: (teacher's variables, what of the split stays on the device).
-    rows: Leaves [steps, seeds, b, ...], of `feed.Feed.rows`.
-    step: `step.train_step` with all but its arrays given.
+    fixed: ({name: teacher's variables}, the columns on the device).
+    rows: Leaves [steps, seeds, b, ...], from `feed.Feed.train_rows`.
+    step: `step.train_step` with everything but its arrays bound.
     make_batch: Turns a row into a batch, see `feed.Feed`.
-    unroll_seeds: Whether each seed has its own matmuls, in place of one with an axis
-      of seeds. XLA's CPU code is slow at those, and quick at several without:
-      while one seed waits another computes.
-    axis_name: Of the mapped axis over devices, if there is one.
+    unroll_seeds: Compiles separate matrix products for each seed instead of
+      one product with an axis of seeds. XLA's CPU code is slow at the latter,
+      and overlaps the former: while one seed waits, another computes.
+    axis_name: The mapped axis over devices, if there is one.
 
   Returns:
     The state after, and metrics [steps, seeds].
   """
-  teacher, columns = fixed
-  one = functools.partial(step, axis_name=axis_name)
+  teachers, columns = fixed
+  one_step = functools.partial(step, axis_name=axis_name)
 
-  @jax.jit  # Traced once, for all seeds.
+  @jax.jit  # So that it is traced once, not once a seed.
   def seed_step(state, row):
     with jax.named_scope('take'):
       batch = make_batch(columns, row, step_lib.input_key(state))
-    return one(state, batch, teacher)
+    return one_step(state, batch, teachers)
 
   if not unroll_seeds:
     return lax.scan(jax.vmap(seed_step), state, rows)
@@ -65,12 +66,13 @@ def train(
   return _stack(states), metrics
 
 
-def _at(tree, i):
+def _at(tree: types.PyTree, i: int) -> types.PyTree:
+  """Element `i` of the leading axis of each leaf."""
   return jax.tree.map(lambda leaf: leaf[i], tree)
 
 
-def _stack(trees):
-  """Trees of one structure -> one tree, with a leading axis for them."""
+def _stack(trees: Sequence[types.PyTree]) -> types.PyTree:
+  """Stacks trees of equal structure along a new leading axis."""
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
@@ -83,10 +85,10 @@ def evaluate(
   make_batch: feed.MakeBatch,
   axis_name: str | None,
 ) -> types.PyTree:
-  """Measures all seeds' students [seeds, ...] on a split, or on a part of it.
+  """Measures the students [seeds, ...] of all seeds on a split or a part of it.
 
-  `rows_and_mask` are [batches, b, ...]; the sums that `step` measures are
-  added up.
+  `rows_and_mask` are [batches, b, ...]; the result is the sum over them of what
+  `step` measures.
   """
 
   def body(_, row_and_mask):

@@ -1,10 +1,11 @@
 """One training step and one evaluation step: pure, and unaware of devices.
 
-The differentiated tree is {'student': ..., 'method': ...}. The teacher's
-parameters are not in it, so they are frozen by construction.
+The differentiated tree is {'student': ..., 'method': ...}. The parameters of
+teachers are not in it, so they are frozen by construction.
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from flax import linen as nn
@@ -18,26 +19,30 @@ from td_jax.methods import base
 from td_jax.models import layers
 from td_jax.models import split
 
-Sides = Callable[[types.PyTree, types.Batch], split.Side | None]
-# (student's variables, teacher's) -> the student's at step 0.
-Start = Callable[[types.PyTree, types.PyTree], types.PyTree]
+# ({name: teacher's variables}, batch) -> {name: the teacher on the batch}.
+TeacherSides = Callable[
+  [Mapping[str, types.PyTree], types.Batch], Mapping[str, split.Side]
+]
+# (student's variables, {name: teacher's}) -> the student's at step 0.
+Start = Callable[[types.PyTree, Mapping[str, types.PyTree]], types.PyTree]
 
 
 class Best(NamedTuple):
-  """The student of the best validation so far."""
+  """The student with the best validation score so far."""
 
-  loss: types.Array  # float32 []: lower is better; inf before the first.
+  loss: types.Array  # float32 []: lower is better; inf before any score.
   step: types.Array  # int32 []
   student: types.PyTree
 
 
-# Of the keys folded out of a step's own: above any device's or dropout's.
+# The fold_in tag for input augmentation; larger than any device's index, so
+# that the two never fold the same number into a step's key.
 _INPUT = 2**20
 
 
 class TrainState(NamedTuple):
-  step: types.Array  # int32 []: updates made.
-  rng: types.Array  # uint32 [2]: key data; never changes.
+  step: types.Array  # int32 []: updates so far.
+  rng: types.Array  # uint32 [2]: key data; constant during a run.
   params: types.PyTree  # {'student': ..., 'method': ...}
   opt_state: types.PyTree
   best: Best
@@ -46,22 +51,22 @@ class TrainState(NamedTuple):
 def init(
   seed: types.Array,
   batch: types.Batch,
-  teacher: types.PyTree,
+  teachers: Mapping[str, types.PyTree],
   *,
   model: nn.Module,
   method: base.Method,
   optimizer: optax.GradientTransformation,
-  teacher_side: Sides,
-  start: Start = lambda student, teacher: student,
+  teacher_sides: TeacherSides,
+  start: Start = lambda student, teachers: student,
 ) -> TrainState:
-  """A student and a method at step 0; `seed` is an int32 []."""
+  """Initialises a student and a method; `seed` is an int32 []."""
   rng = jax.random.key(seed)
-  # fold_in with the step follows; these two are out of its reach.
+  # Steps fold their number into `train_key`, so they never meet the other two.
   student_key, method_key, train_key = jax.random.split(rng, 3)
-  student = start(model.init(student_key, batch.x, train=False), teacher)
+  student = start(model.init(student_key, batch.x, train=False), teachers)
   lesson = base.Lesson(
     student=split.side(model, student, batch.x),
-    teacher=teacher_side(teacher, batch),
+    teachers=teacher_sides(teachers, batch),
     batch=batch,
     step=jnp.int32(0),
     rng=train_key,
@@ -77,7 +82,7 @@ def init(
 
 
 def input_key(state: TrainState) -> types.Key:
-  """The key of this step's augmentation: the same on every device."""
+  """The key of this step's augmentation; it is the same on every device."""
   rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
   return jax.random.fold_in(rng, _INPUT)
 
@@ -85,33 +90,34 @@ def input_key(state: TrainState) -> types.Key:
 def train_step(
   state: TrainState,
   batch: types.Batch,
-  teacher: types.PyTree,
+  teachers: Mapping[str, types.PyTree],
   *,
   model: nn.Module,
   method: base.Method,
   optimizer: optax.GradientTransformation,
-  teacher_side: Sides,
+  teacher_sides: TeacherSides,
   axis_name: str | None = None,
 ) -> tuple[TrainState, types.Metrics]:
-  """One update.
+  """Makes one update.
 
   Args:
-    state: Before.
-    batch: Leaves [b, ...]; under a named axis, this device's share.
-    teacher: The frozen teacher's variables, or None.
+    state: The state before.
+    batch: Leaves [b, ...]; under a named axis, the share of this device.
+    teachers: The frozen variables of each teacher, by name.
     model: The student.
-    method: Gives the cost of each example.
-    optimizer: Updates student and method; is told the loss.
-    teacher_side: (teacher, batch) -> what the method sees of the teacher.
-    axis_name: The mapped axis to add over, if the batch is shared out by one.
+    method: Returns the cost of each example.
+    optimizer: Updates student and method; it also receives the loss.
+    teacher_sides: Returns what the method sees of the teachers.
+    axis_name: The mapped axis to sum over, if the batch is shared along one.
 
   Returns:
     The state after, and means over the whole batch: `loss`, `grad_norm` and
-    one a term. If the optimizer skips steps, `skipped` is 1 for such a step.
+    one for each term. If the optimizer can skip steps, `skipped` is 1 for a
+    step that it skipped and 0 otherwise.
   """
   rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
   if axis_name:
-    # Else every device would draw the same noise.
+    # Otherwise every device would draw the same noise.
     rng = jax.random.fold_in(rng, lax.axis_index(axis_name))
   student_key, method_key = jax.random.split(rng)
   count = _total(batch.mask, axis_name)
@@ -119,7 +125,7 @@ def train_step(
   def loss_fn(params):
     lesson = base.Lesson(
       student=split.side(model, params['student'], batch.x, key=student_key),
-      teacher=teacher_side(teacher, batch),
+      teachers=teacher_sides(teachers, batch),
       batch=batch,
       step=state.step,
       rng=method_key,
@@ -131,7 +137,9 @@ def train_step(
     }
     return sums['loss'] / count, sums
 
-  # Each device's part of the global mean, so that the parts add up to it.
+  # Costs are divided by the global count before differentiation, so that the
+  # sum over devices is the gradient of the global mean even when devices hold
+  # different numbers of masked examples.
   grads, sums = jax.grad(loss_fn, has_aux=True)(state.params)
   if axis_name:
     grads, sums = lax.psum((grads, sums), axis_name)
@@ -142,8 +150,9 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
   metrics = {name: value / count for name, value in sums.items()}
   metrics['grad_norm'] = _norm(grads)
-  if (skipped := _skipped(opt_state)) is not None:
-    metrics['skipped'] = jnp.float32(skipped - _skipped(state.opt_state))
+  before, after = _skipped(state.opt_state), _skipped(opt_state)
+  if before is not None and after is not None:
+    metrics['skipped'] = jnp.float32(after - before)
   return state._replace(
     step=state.step + 1, params=params, opt_state=opt_state
   ), metrics
@@ -156,33 +165,34 @@ def eval_step(
   model: nn.Module,
   measure: Callable[[types.Array, types.Batch], types.PyTree],
 ) -> types.PyTree:
-  """`measure(output, batch)`: sums that add up over batches and devices."""
+  """Returns `measure(output, batch)`: sums over the examples of the batch."""
   output = layers.apply(model, student, batch.x)[-1]
   return measure(output, batch)
 
 
 def keep_best(state: TrainState, loss: types.Array) -> TrainState:
-  """Takes the present student as the best if `loss` [] is the lowest yet."""
+  """Records the current student as the best if `loss` [] is the lowest."""
   better = loss < state.best.loss
-  now = Best(loss, state.step, state.params['student'])
+  current = Best(loss, state.step, state.params['student'])
   best = jax.tree.map(
-    lambda new, old: jnp.where(better, new, old), now, state.best
+    lambda new, old: jnp.where(better, new, old), current, state.best
   )
   return state._replace(best=best)
 
 
-def _skipped(opt_state):
-  """How many steps the optimizer has skipped; None if it skips none."""
+def _skipped(opt_state: types.PyTree) -> types.Array | None:
+  """The number of steps skipped so far; None if the optimizer never skips."""
   return optax.tree_utils.tree_get(opt_state, 'skipped')
 
 
-def _norm(tree):
-  """Global L2 norm; as products, which a CPU sums faster than squares."""
+def _norm(tree: types.PyTree) -> types.Array:
+  """The global L2 norm, from inner products: they are fast on a CPU."""
   with jax.named_scope('norm'):
     flat = [leaf.ravel() for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in flat))
 
 
-def _total(mask, axis_name):
+def _total(mask: types.Array, axis_name: str | None) -> types.Array:
+  """The number of real examples in the whole batch."""
   total = jnp.sum(mask)
   return lax.psum(total, axis_name) if axis_name else total

@@ -19,7 +19,7 @@ from td_jax import methods
 from td_jax import models
 from td_jax.devices import sharding
 from td_jax.models import split
-from td_jax.tpu_cost import report as compile_lib
+from td_jax.tpu_cost import step_cost
 from td_jax.tpu_cost import topology
 from td_jax.training import step as step_lib
 
@@ -60,7 +60,7 @@ def _report(step=None, **options):
   kernels = _arg(mesh, (LAYERS, WIDTH, WIDTH), None, 'fsdp')
   x = _arg(mesh, (BATCH, WIDTH), ('data', 'fsdp'))
   given = {'steps': 1000, 'mfu': 0.001} | options
-  return compile_lib.report(
+  return step_cost.report(
     step or jax.jit(_step, donate_argnums=0),
     (kernels, x),
     topology=_topology(),
@@ -137,7 +137,7 @@ def test_plan(report):
 
 
 def test_a_plan_by_hand():
-  work = compile_lib.Work(
+  work = step_cost.Work(
     model_flops=27.5e12,
     hardware_flops=55e12,
     compiler_flops=0.0,
@@ -145,8 +145,8 @@ def test_a_plan_by_hand():
     compiler_bytes=0.0,
     sent_bytes=0.0,
   )
-  times = compile_lib.Times(products=0.2, memory=0.1, links=0.0)
-  plan = compile_lib._plan(
+  times = step_cost.Times(products=0.2, memory=0.1, links=0.0)
+  plan = step_cost._plan(
     work, times, _topology(), steps=20_000, mfu=0.4, hours=12.0, price=2.0
   )
   # 0.1 s a step at the peak: 2000 s of 43,200.
@@ -159,7 +159,7 @@ def test_a_plan_by_hand():
 
 
 def test_as_json(report):
-  values = json.loads(compile_lib.as_json(report))
+  values = json.loads(step_cost.as_json(report))
   assert values['topology'] == 'v4:2x2x2'
   assert values['chip']['peak_flops'] == 275e12
   assert values['memory']['used'] == report.memory.used
@@ -171,7 +171,7 @@ def test_as_json(report):
 
 
 def test_table(report):
-  said = compile_lib.table(report)
+  said = step_cost.table(report)
   for part in (
     'v4:2x2x2: compiled for 8 chips',
     'per chip of 275 TFLOP/s in bf16, 1.2 TB/s',
@@ -200,13 +200,13 @@ def test_notes():
   assert '1 loops of unknown length have products' in said
   assert '2 of 4 compiled loops are of unknown length' in said
   assert 'an MFU of 100% is more than the roofline allows' in said
-  assert 'at the least' in compile_lib.table(made)
+  assert 'at the least' in step_cost.table(made)
 
 
 def test_chips_that_repeat_each_other_are_noted():
   mesh = _mesh(jax.devices())
   kernel, x = _arg(mesh, (WIDTH, WIDTH)), _arg(mesh, (BATCH, WIDTH))
-  made = compile_lib.report(
+  made = step_cost.report(
     jnp.matmul,
     (x, kernel),
     topology=_topology(),
@@ -217,7 +217,7 @@ def test_chips_that_repeat_each_other_are_noted():
   assert ['chips repeat each other' in note for note in made.notes] == [True]
   assert made.collectives == []
   assert made.parameters_per_chip == made.parameters
-  assert 'collectives a step' in compile_lib.table(made)
+  assert 'collectives a step' in step_cost.table(made)
 
 
 @pytest.mark.parametrize('mfu', [0.0, -0.1, 1.5, float('nan')])
@@ -276,19 +276,21 @@ def test_what_does_not_fit():
 def test_the_movielens_step(small_movielens):
   """The real train step, its state shared over `fsdp`."""
   config = conftest.small_config('method=td')
-  task = data.DOMAINS['movielens'].load(config, log=lambda line: None)
+  task = data.load(config, log=lambda line: None)
   model = models.build(config.model, task.model_args)
   teacher = models.build(config.teacher.model, task.model_args)
   batch = task.train.take(np.arange(16))
-  x = batch.x if batch.teacher_x is None else batch.teacher_x
+  x = batch.input_of('teacher')
   variables = jax.eval_shape(
     lambda: teacher.init(jax.random.key(0), x, train=False)
   )
   parts = {
     'model': model,
-    'method': methods.build('td', config=config, cost=task.task_loss),
+    'method': methods.build('td', config=config, task_loss=task.task_loss),
     'optimizer': optax.sgd(0.1),
-    'teacher_side': lambda variables, batch: split.side(teacher, variables, x),
+    'teacher_sides': lambda variables, batch: {
+      'teacher': split.side(teacher, variables, x)
+    },
   }
   state = jax.eval_shape(
     functools.partial(step_lib.init, **parts), jnp.int32(0), batch, variables
@@ -304,7 +306,7 @@ def test_the_movielens_step(small_movielens):
     (*held, batch),
     (*specs, rows),
   )
-  report = compile_lib.report(
+  report = step_cost.report(
     jax.jit(functools.partial(step_lib.train_step, **parts), donate_argnums=0),
     (state, batch, variables),
     topology=_topology(),
@@ -332,23 +334,23 @@ def test_for_real_topologies():
   process = test_topology.apart(
     """if True:
     import jax
-    from td_jax.tpu_cost import report as compile_lib
+    from td_jax.tpu_cost import step_cost
     from td_jax import errors
     from td_jax.tpu_cost import topology
-    import test_tpu_report
+    import test_step_cost
 
     def report(name, batch):
       top = topology.describe(name)
-      mesh = test_tpu_report._mesh(top.devices)
-      kernels = test_tpu_report._arg(mesh, (6, 1024, 1024), None, 'fsdp')
-      x = test_tpu_report._arg(mesh, (batch, 1024), ('data', 'fsdp'))
-      return compile_lib.report(
-        jax.jit(test_tpu_report._step, donate_argnums=0), (kernels, x),
+      mesh = test_step_cost._mesh(top.devices)
+      kernels = test_step_cost._arg(mesh, (6, 1024, 1024), None, 'fsdp')
+      x = test_step_cost._arg(mesh, (batch, 1024), ('data', 'fsdp'))
+      return step_cost.report(
+        jax.jit(test_step_cost._step, donate_argnums=0), (kernels, x),
         topology=top, parameters=kernels, steps=20_000, mfu=0.05)
 
     for name in ('v4:2x2x1', 'v5e:2x2'):
       made = report(name, 1024)
-      print(compile_lib.table(made))
+      print(step_cost.table(made))
       assert made.memory.arguments == 4 * (6 * 1024**2 // 2 + 1024**2 // 4)
       assert made.memory.aliased == 4 * 6 * 1024**2 // 2
       assert made.work.model_flops == 3 * 6 * 2 * 1024**3 / 4

@@ -4,11 +4,11 @@ import importlib.util
 
 import jax
 import pytest
-import test_tpu_report
+import test_step_cost
 import tiny_vision
 
 from td_jax.tpu_cost import estimate
-from td_jax.tpu_cost import report as compile_lib
+from td_jax.tpu_cost import step_cost
 from td_jax.tpu_cost import topology
 
 # ml_collections loads configs by a function that Python has deprecated.
@@ -22,7 +22,7 @@ class _SeenError(Exception):
 
 def test_a_step_is_planned_without_data_or_weights(monkeypatch):
   """On CPU devices in the place of TPUs; what it costs is for `compile`."""
-  described = test_tpu_report._topology()
+  described = test_step_cost._topology()
   monkeypatch.setattr(topology, 'describe', lambda name: described)
   found = {}
 
@@ -30,7 +30,7 @@ def test_a_step_is_planned_without_data_or_weights(monkeypatch):
     found.update(named)
     raise _SeenError
 
-  monkeypatch.setattr(compile_lib, 'report', report)
+  monkeypatch.setattr(step_cost, 'report', report)
   config = tiny_vision.get_config('method=ld,teacher=/nowhere')
   config.data.dir = '/nowhere'
   config.teacher.model.depth = 3

@@ -1,0 +1,123 @@
+"""The front of every command: flags, one-line errors and exit codes."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import difflib
+import pathlib
+import re
+import sys
+import traceback
+from typing import Any
+from typing import NoReturn
+
+from absl import app
+from absl import flags
+from absl import logging
+
+from td_jax import configs
+from td_jax import errors
+
+_HELP = ('help', 'helpfull', 'helpshort', 'h')
+
+
+def say(line: str) -> None:
+  """Prints a line for the person who watches; stdout is for results."""
+  print(line, file=sys.stderr, flush=True)
+
+
+def run(main: Callable[[], Any]) -> None:
+  """Runs `main` as a process of its own: quiet libraries, one-line errors."""
+  logging.set_verbosity(logging.WARNING)
+  if not _debug():
+    # orbax logs the tracebacks of faults that we report in one line.
+    logging.get_absl_logger().disabled = True
+    sys.unraisablehook = lambda unraisable: None
+  exit_on_error(main)
+
+
+def exit_on_error(main: Callable[[], Any]) -> None:
+  """Runs `main`; a TdError becomes one line on stderr and its exit code."""
+  try:
+    main()
+  except errors.TdError as e:
+    stop(e, str(e), e.exit_code)
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+  """Parses absl flags with a --config; any mistake in them is exit code 2.
+
+  `--config=NAME` and `--config=NAME:ARGS` mean the packaged config of that
+  name; anything that ends in .py is the path of a config file.
+  """
+  if any(word.lstrip('-') in _HELP for word in argv[1:]):
+    try:
+      return app.parse_flags_with_usage(list(argv))
+    except SystemExit:
+      sys.exit(0)  # absl exits with 1, although nothing went wrong.
+  try:
+    rest = flags.FLAGS(_with_config_path(argv))
+    config = flags.FLAGS['config'].value
+    if config is None:
+      raise errors.ConfigError(
+        '--config is missing; name a packaged config, such as '
+        '--config=movielens, or a file, such as --config=configs/movielens.py.'
+      )
+    config.to_dict()  # Only now does a missing file show.
+    return rest
+  except Exception as e:  # A config file may raise anything.
+    stop(e, _flag_error(e), errors.ConfigError.exit_code)
+
+
+def stop(error: Exception, message: str, code: int) -> NoReturn:
+  """Prints an error in one line and exits."""
+  if _debug():
+    traceback.print_exception(error)
+  say(f'error: {" ".join(message.split())}')
+  sys.exit(code)
+
+
+def _with_config_path(argv: Sequence[str]) -> list[str]:
+  """Replaces the names of packaged configs by their paths."""
+  words = list(argv)
+  for i, word in enumerate(words):
+    match = re.fullmatch(r'(--?config=)(.*)', word)
+    if match:
+      words[i] = match[1] + _config_path(match[2])
+    elif word in ('-config', '--config') and i + 1 < len(words):
+      words[i + 1] = _config_path(words[i + 1])
+  return words
+
+
+def _config_path(value: str) -> str:
+  name, colon, args = value.partition(':')
+  if not re.fullmatch(r'\w+', name):
+    return value
+  folder = pathlib.Path(configs.__file__).parent
+  if name not in configs.NAMES:
+    near = difflib.get_close_matches(name, configs.NAMES, n=1)
+    hint = f' Did you mean {near[0]!r}?' if near else ''
+    raise errors.ConfigError(
+      f'--config={name} is not a packaged config; choose one of: '
+      f'{", ".join(configs.NAMES)}, or the path of a .py file.{hint}'
+    )
+  return f'{folder / name}.py{colon}{args}'
+
+
+def _flag_error(error: Exception) -> str:
+  """What was wrong with the flags, without the frames of libraries."""
+  message = str(error)
+  wrong_key = re.match(r'\W*(\w+)\W*(?:n?Did you mean "(\w+)".*)?$', message)
+  if isinstance(error, (AttributeError, KeyError)) and wrong_key:
+    key, near = wrong_key.groups()
+    hint = f' Did you mean {near!r}?' if near else ''
+    return f'the config has no key {key!r}.{hint}'
+  if 'Traceback' in message or isinstance(error, OSError):
+    # ml_collections puts a whole traceback into the message. Its last line is
+    # the error that the config file raised.
+    return message.splitlines()[-1]
+  return message
+
+
+def _debug() -> bool:
+  """Whether --debug is given, even if the other flags cannot be parsed."""
+  return any(re.fullmatch(r'--?debug(=(true|t|1))?', word) for word in sys.argv)

@@ -1,0 +1,124 @@
+"""metrics.jsonl and the TensorBoard events of a run."""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+import contextlib
+import json
+import os
+import pathlib
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+
+from td_jax import types
+from td_jax.storage import files
+from td_jax.storage import paths
+
+FILE = 'metrics.jsonl'
+
+
+class NoLog:
+  """Used by processes that leave the writing to another."""
+
+  def write(self, step: int, values: Mapping[str, np.ndarray], **more) -> None:
+    """Ignores the row."""
+
+  def close(self) -> None:
+    """Does nothing."""
+
+
+class MetricsLog:
+  """Appends rows to metrics.jsonl and the same scalars to the events."""
+
+  def __init__(self, path: types.Path, *, step: int):
+    """Continues the files in `path` after `step`; later rows are dropped.
+
+    Raises:
+      errors.IOFailedError: They cannot be written.
+    """
+    text = ''.join(_rows_until(path / FILE, step))
+    self._remote, local = None, path
+    if paths.is_remote(path):
+      # Buckets cannot append, so whole files are copied there.
+      self._remote, self._scratch = path, tempfile.TemporaryDirectory()
+      local = pathlib.Path(self._scratch.name)
+    files.write_atomically(local / FILE, text)
+    with files.io_errors(path / FILE):
+      self._file = open(local / FILE, 'a')
+      self._events = _Events(local, step=step)
+
+  def write(
+    self,
+    step: int,
+    values: Mapping[str, np.ndarray],
+    *,
+    seconds_per_step: float | None = None,
+  ) -> None:
+    """Writes one row; values are [seeds], as many numbers in the file."""
+    row = {name: np.asarray(value).tolist() for name, value in values.items()}
+    means = {name: float(np.mean(value)) for name, value in values.items()}
+    if seconds_per_step is not None:
+      means['steps_per_second'] = 1 / seconds_per_step
+    with files.io_errors(self._file.name):
+      self._file.write(json.dumps({'step': step} | row) + '\n')
+      self._file.flush()
+      self._events.write(step, means)
+      if self._remote:
+        for file in pathlib.Path(self._scratch.name).iterdir():
+          (self._remote / file.name).write_bytes(file.read_bytes())
+
+  def close(self) -> None:
+    """Closes the files."""
+    for file in (self._file, self._events):
+      # `write` has already reported what could not be written; an error here
+      # would hide the reason why the run ends.
+      with contextlib.suppress(OSError):
+        file.close()
+
+
+class _Events:
+  """A TensorBoard file, written synchronously.
+
+  tensorboardX's usual writer leaves that to a thread. On a full disk the
+  thread dies, its queue fills up and the run waits for ever.
+  """
+
+  def __init__(self, path: pathlib.Path, *, step: int):
+    # Imported here, because --help should not wait for it.
+    from tensorboardX import event_file_writer
+    from tensorboardX.proto import event_pb2
+
+    proto: Any = event_pb2  # Its classes are created at import.
+    self._event = proto.Event
+    self._file = event_file_writer.EventsWriter(
+      str(path / 'events'), f'.{os.getpid()}'
+    )
+    # Makes TensorBoard hide what an earlier process wrote after `step`.
+    start = proto.SessionLog(status=proto.SessionLog.START)
+    self._write(step=step + 1, session_log=start)
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    from tensorboardX import summary
+
+    for name, value in values.items():
+      self._write(step=step, summary=summary.scalar(name, value))
+    self._file.flush()
+
+  def close(self) -> None:
+    self._file.close()
+
+  def _write(self, **fields: Any) -> None:
+    self._file.write_event(self._event(wall_time=time.time(), **fields))
+
+
+def _rows_until(file: types.Path, step: int) -> Iterator[str]:
+  """The complete rows of metrics.jsonl up to `step`."""
+  if not file.exists():
+    return
+  for line in file.read_text(errors='replace').splitlines(keepends=True):
+    # A line that a crash cut off is later than any checkpoint.
+    with contextlib.suppress(ValueError):
+      if line.endswith('\n') and json.loads(line)['step'] <= step:
+        yield line

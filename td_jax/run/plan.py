@@ -1,0 +1,128 @@
+"""The stages of a run, written down before anything is computed.
+
+A student needs its teacher first, and a run that is refitted on validation is
+preceded by one that is not, for the validation scores. With both, the plan is
+
+  teacher/selection   the teacher, without the validation split
+  teacher             the teacher, refitted on train + validation
+  selection           the students, without the validation split
+  .                   the students, refitted: the run itself
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from td_jax import types
+from td_jax.devices import parallel as parallel_lib
+from td_jax.run import config as config_lib
+from td_jax.run import results
+from td_jax.run import saved
+from td_jax.run import teachers as teachers_lib
+from td_jax.storage import paths
+
+SELECTION = 'selection'  # The folder of the stage before a refit.
+
+
+class Stage(NamedTuple):
+  """One training run; folders are relative to the plan's."""
+
+  folder: str  # '' is the plan's own folder.
+  config: types.Config
+  teachers: Mapping[str, str]  # {name: folder, absolute or relative}
+  selection: str = ''  # The stage that supplies the validation scores, if any.
+
+
+class Plan(NamedTuple):
+  """Stages in the order of execution; the last is the run itself."""
+
+  path: types.Path
+  stages: tuple[Stage, ...]
+  parallel: parallel_lib.Parallel
+
+
+def make(
+  config: types.Config, path: types.Path, *, log: types.Log = types.no_log
+) -> Plan:
+  """Plans the run of `config` in the folder `path`.
+
+  Config and devices are checked here, once. Finished teachers in `path` are
+  not planned again.
+
+  Raises:
+    errors.ConfigError: The config cannot work, or not on these devices.
+    errors.DataError: The teacher's folder that the config names is no run.
+  """
+  config_lib.validate(config)
+  if config.method == types.TEACHER:
+    # The run is then that of the teacher's own recipe.
+    config = config_lib.as_teacher(config)
+  parallel = devices(config)
+  stages: list[Stage] = []
+  teachers = {}
+  for name in config_lib.teacher_names(config):
+    if config.teacher.checkpoint:
+      teachers[name] = paths.absolute(config.teacher.checkpoint)
+    else:
+      teachers[name] = name
+      if not (path / name / results.FILE).exists():
+        stages += _refitted(name, config_lib.as_teacher(config), {})
+  before_refit = {}
+  if config.score_before_refit or not config.refit_on_validation:
+    before_refit = {
+      name: _before_refit(path, folder, stages, log)
+      for name, folder in teachers.items()
+    }
+  if not config.refit_on_validation:
+    # Validation judges this run itself, so its teacher must not know it.
+    teachers = before_refit
+  stages += _refitted('', config, teachers, before_refit)
+  for stage in stages:
+    own = stage.config.method == types.TEACHER and len(stages) > 1
+    field = 'config.teacher.batch_size' if own else 'config.batch_size'
+    parallel.check_batch_size(stage.config.batch_size, field)
+  return Plan(path, tuple(stages), parallel)
+
+
+def devices(config: types.Config) -> parallel_lib.Parallel:
+  """The devices that `config.parallel` asks for."""
+  block = config.parallel
+  return parallel_lib.Parallel(block.kind, block.devices, fsdp=block.fsdp)
+
+
+def _refitted(
+  folder: str,
+  config: types.Config,
+  teachers: Mapping[str, str],
+  before_refit: Mapping[str, str] | None = None,
+) -> list[Stage]:
+  """The stage of `config`, after one for its validation scores if needed."""
+  if not (config.refit_on_validation and config.score_before_refit):
+    return [Stage(folder, config, teachers)]
+  selection = f'{folder}/{SELECTION}' if folder else SELECTION
+  return [
+    Stage(selection, config_lib.as_selection(config), before_refit or {}),
+    Stage(folder, config, teachers, selection),
+  ]
+
+
+def _before_refit(
+  path: types.Path, folder: str, planned: list[Stage], log: types.Log
+) -> str:
+  """The version of a teacher that has not trained on validation."""
+  selection = f'{folder}/{SELECTION}'
+  if any(stage.folder == selection for stage in planned):
+    return selection
+  if any(stage.folder == folder for stage in planned):
+    return folder  # It is trained without a refit.
+  run = paths.resolve(path, folder)
+  if (run / SELECTION).exists():
+    return selection
+  if (
+    not teachers_lib.is_published(str(run))
+    and saved.config_of(run).refit_on_validation
+  ):
+    log(
+      f'warning: {run} has trained on validation and has no {SELECTION}/, so '
+      'the validation scores of its students are too good.'
+    )
+  return folder
