@@ -1,5 +1,6 @@
 """Tables in Markdown, made from finished cells."""
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -150,7 +151,8 @@ def summary(cells: Mapping[str, Sequence[cells_lib.Cell]]) -> str:
       '',
       f'Test {metric}, {"lower" if finished.lower_is_better else "higher"} is '
       f'better: means over {len(finished.columns)} genres and '
-      f'{_seed_count(finished, rows)} seeds.{_about_bold(finished, winner)}',
+      f'{_seed_count(finished, rows)} seeds.'
+      + _about_bold(finished, winner, figures.full_name),
       '',
     ]
   )
@@ -191,15 +193,19 @@ def _caption(finished: cells_lib.FinishedCells, rows: Sequence[str]) -> str:
   )
 
 
-def _about_bold(finished: cells_lib.FinishedCells, winner: str | None) -> str:
-  """What bold means; '' if nothing is bold."""
-  if winner is None:
+def _about_bold(
+  finished: cells_lib.FinishedCells,
+  winner: str | None,
+  name: Callable[[str], str] = str,
+) -> str:
+  """What bold means; '' if nothing is bold. `name` names the baseline."""
+  baseline = finished.best_baseline(winner) if winner else None
+  if winner is None or baseline is None:
     return ''
-  baseline = finished.best_baseline(winner)
   return (
-    f' Bold: the best row, which beats the best baseline ({baseline}) with '
-    f'p = {finished.difference(winner, baseline).p:.2g} (t-test paired over '
-    'seeds).'
+    f' Bold: the best row, which beats the best baseline ({name(baseline)}) '
+    f'with p = {finished.difference(winner, baseline).p:.2g} (t-test paired '
+    'over seeds).'
   )
 
 
