@@ -176,7 +176,7 @@ def _images(setting):
     int(setting.cached),
   )
   config.student_init = 'random'
-  task = data.DOMAINS[config.domain].load(config, log=print)
+  task = data.load(config, log=print)
   model = models.build(config.teacher.model, task.model_args)
   shape = (1, config.data.size, config.data.size, 3)
   variables = model.init(jax.random.key(1), np.zeros(shape), train=False)

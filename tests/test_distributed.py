@@ -138,7 +138,7 @@ def test_a_signal_to_one_saves_for_both(long):
   assert set(re.findall(r'\[\d\] ended with (\d+)', said)) == {'75'}
   (step,) = set(re.findall(r'saved step (\d+) ', said))
   assert 'SIGTERM: saved' in said
-  assert 'another process was told to stop: saved' in said
+  assert 'another process was asked to stop: saved' in said
   steps = [int(p.name) for p in (path / 'checkpoints').iterdir()]
   assert int(step) == max(steps) < 10_000
 

@@ -273,7 +273,7 @@ def test_kinds():
 )
 def test_evaluation_on_any_number_of_devices(teacher, kind, devices):
   config = _config('teacher', 'single', 1)
-  task = data.DOMAINS['movielens'].load(config, log=lambda line: None)
+  task = data.load(config, log=lambda line: None)
   found = saved.load(pathlib.Path(teacher), task)
   assert len(task.test.mask) % devices
   scores = [
