@@ -43,8 +43,8 @@ class _Row(NamedTuple):
   def extent(self) -> tuple[float, float]:
     error = self.error or 0.0
     return (
-      min(self.columns.min(), self.mean - error),
-      max(self.columns.max(), self.mean + error),
+      min(float(self.columns.min()), self.mean - error),
+      max(float(self.columns.max()), self.mean + error),
     )
 
 
@@ -83,7 +83,7 @@ def draw(
   ours.set_xlim(low, high)
   for at, row in enumerate(rows):
     if row in off_scale:
-      _draw_arrow(ours, at, row, left=row.mean < low)
+      _draw_arrow(ours, at, row, left=bool(row.mean < low))
     else:
       _draw_row(ours, at, row)
     if row.paper is not None:
