@@ -249,7 +249,7 @@ def test_only_a_winner_is_bold():
   assert '| **0.9900** |' in text
   # t = 0.11 / (0.01 / sqrt(3)) = 19.05 at two degrees: p = 0.0027.
   assert (
-    'Bold: the best row, which beats the best baseline (scratch) with p = '
+    'Bold: the best row, which beats the best baseline, scratch, with p = '
     '0.0027 (t-test paired over seeds)'
   ) in text
   # By 0, 0 and 0.3; and worse by 0.1.
