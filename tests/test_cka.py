@@ -230,6 +230,6 @@ def test_the_title_names_the_panel_that_is_most_alike():
   low = np.array([[0.5, 0.25], [0.125, 1.0]], np.float32)
   panels = {'high': low / 2, 'low': low}
   assert cka._finding({'teacher': panels}) == (
-    'Student and the teacher are most alike in their low states (mean CKA on '
-    'the same class: 0.75)'
+    'The student is most like the teacher in its low states (mean CKA on the '
+    'same class: 0.75)'
   )

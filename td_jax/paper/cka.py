@@ -222,7 +222,7 @@ def _finding(teachers: Mapping[str, Mapping[str, Matrix]]) -> str:
   )
   whom = 'the teacher' if len(teachers) == 1 else f'the teacher {teacher}'
   return (
-    f'Student and {whom} are most alike in their {_PANELS.get(panel, panel)} '
+    f'The student is most like {whom} in its {_PANELS.get(panel, panel)} '
     f'(mean CKA on the same class: {score:.2f})'
   )
 

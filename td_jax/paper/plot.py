@@ -14,10 +14,10 @@ from td_jax.paper import table_specs
 
 _DOMAINS = {
   # Name for the title, label of the axis, what a column is.
-  'movielens': ('MovieLens 100K', 'reduction of test RMSE', 'genre'),
+  'movielens': ('MovieLens 100K', 'test RMSE below scratch', 'genre'),
   'images': (
     'CIFAR at laptop scale',
-    'relative gain in test accuracy',
+    'test accuracy above scratch',
     'dataset',
   ),
 }
@@ -100,7 +100,7 @@ def draw(
   ours.set_ylim(-0.6, len(rows) - 0.4)
   ours.set_yticks(range(len(rows)), [row.name for row in rows])
   domain, gain, column = _DOMAINS[spec.domain]
-  ours.set_xlabel(f'{gain} against training from scratch (%); better →')
+  ours.set_xlabel(f'{gain} (relative, %); better →')
   ours.set_title('this implementation', fontsize='medium')
   paper.set_xlabel('same unit, own scale')
   paper.set_title('printed in the paper', fontsize='medium')
@@ -202,15 +202,19 @@ def _finding(rows: Sequence[_Row]) -> str:
   gain += '%' if best.error is None else f' ± {best.error:.2f}%'
   gain = gain.replace('-', _MINUS)
   others = [row for row in reversed(rows) if row is not best]
-  ties = [row.name for row in others if _is_tie(best, row)]
+  ties = [_one_line(row) for row in others if _is_tie(best, row)]
   if ties and len(ties) == len(others):
-    return f'No row differs significantly from the best ({best.name}, {gain})'
+    return (
+      f'No row differs significantly from the best ({_one_line(best)}, {gain})'
+    )
   if ties:
     named = ', '.join(ties) if len(ties) <= 2 else f'{len(ties)} rows'
-    return (
-      f'{best.name} gains most ({gain}),\nnot significantly more than {named}'
-    )
-  return f'{best.name} gains most ({gain})'
+    return f'{_one_line(best)} gains most ({gain}),\nnot significantly more than {named}'
+  return f'{_one_line(best)} gains most ({gain})'
+
+
+def _one_line(row: _Row) -> str:
+  return row.name.replace('\n', ' ')
 
 
 def _is_tie(best: _Row, other: _Row) -> bool:
