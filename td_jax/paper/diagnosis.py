@@ -83,7 +83,7 @@ def runs() -> Iterator[Run]:
   for target in ('chained', 'original'):
     method, changes = weights('td', 1.0, *TERMS)
     changes |= {'k': 3, 'distill.interact_target': target}
-    yield Run('iteration', 'Drama', target, 3, method, changes)
+    yield Run('iteration', 'Drama', target, 3.0, method, changes)
   # From here on scratch changes with x as well, and runs for each.
   for share in (0.01, 0.05, 0.2, 1.0):
     for name, method, changes in _compared(1.0):
