@@ -115,14 +115,10 @@ def test_td_from_the_command_to_its_figure(
     own = _accuracy(found.model, student, split)
     assert results[split]['per_seed'] == pytest.approx([own])
     its = _accuracy(teacher.model, teacher.variables, split)
-    assert results['teachers']['teachers']['teacher'][split] == pytest.approx(
-      its
-    )
+    assert results['teachers']['teacher'][split] == pytest.approx(its)
     assert results['baselines']['most frequent class'][split] == 1 / 3
   assert results['test']['mean'] not in (0, 1 / 3, 1)
-  assert (
-    results['teachers']['teachers']['teacher']['test'] > 0.5
-  )  # Chance is 1/3.
+  assert results['teachers']['teacher']['test'] > 0.5  # Chance is 1/3.
 
   code, again, err = command(*args, '--mode=eval')
   assert code == 0, err
