@@ -71,6 +71,7 @@ def measure(
   config.test = config.refit_on_validation = False
   config.seeds, config.teacher.checkpoint = seeds, teacher
   config.steps = steps or config.steps
+  # Scores are taken between dispatches, so that a dispatch is the interval.
   config.steps_per_dispatch = min(config.steps_per_dispatch, config.steps)
   config.log_every = config.eval_every = config.steps_per_dispatch
   config.update_from_flattened_dict(run.changes)
@@ -78,6 +79,7 @@ def measure(
   parallel = plan.devices(config)
   task = with_share(movielens.load(config, log=types.no_log), run.share)
   teachers = {}
+  # Scratch would not read it.
   if run.method != 'scratch':
     teachers[types.TEACHER] = teachers_lib.load(
       config, task, path=pathlib.Path(), folder=teacher
@@ -97,6 +99,7 @@ def measure(
     measured.append({k: float(v.mean()) for k, v in metrics.items()})
     scores_seen.append(score(state.params['student']))
     stops.append(stop)
+  # Each seed has its own best step, as in the train loop.
   best = np.argmin(scores_seen, axis=0)
   row = {
     'validation': statistics.mean_and_stderr(np.min(scores_seen, axis=0)),
@@ -134,6 +137,7 @@ def with_share(task: task_lib.Task, share: float) -> task_lib.Task:
   chosen = np.random.default_rng(0).choice(
     examples, round(share * len(examples)), replace=False
   )
+  # In the original order.
   chosen.sort()
   known = {
     name: np.unique(task.train.x[name][chosen]) for name in ('user', 'movie')
@@ -174,10 +178,12 @@ def measure_messages(
     state's mean would be nearer. `rmse ...`: of the teacher, with its own low
     state and with the one that it decodes from the student's message.
   """
+  # Padding would count as ratings.
   real = np.flatnonzero(task.validation.mask)[:examples]
   batch = jax.tree.map(lambda leaf: leaf[real], task.validation)
   method = experiment.method_of(config, task)
 
+  # One program for all seeds, which share the teacher and the batch.
   @jax.jit
   @functools.partial(jax.vmap, in_axes=(0, None, None))
   def run(
@@ -236,6 +242,7 @@ def _rank(values: types.Hidden) -> jax.Array:
 
 def _missed(decoded: types.Hidden, target: types.Hidden) -> jax.Array:
   """Share of the variance of `target` [n, d] that `decoded` does not explain."""
+  # Over all dimensions together: those of large variance dominate.
   mean = target.mean(axis=0, keepdims=True)
   variance = jnp.sum((target - mean) ** 2)
   return jnp.sum((decoded - target) ** 2) / variance
@@ -307,6 +314,7 @@ def main() -> None:
     type=pathlib.Path,
     help='folder of the rows, the page and the figures',
   )
+  # Not a set, whose order would differ from call to call.
   parts = dict.fromkeys(run.part for run in diagnosis.runs())
   parser.add_argument('--part', choices=parts, help='run only this part')
   parser.add_argument('--seeds', default=10, type=int, help='students per run')

@@ -133,7 +133,7 @@ def test_td_from_the_command_to_its_figure(
   assert sizes == [32]
   assert (code, out) == (0, ''), err
   assert (tmp_path / 'cka.png').read_bytes().startswith(b'\x89PNG')
-  panels = json.loads((tmp_path / 'cka.json').read_text())
+  panels = json.loads((tmp_path / 'cka.json').read_text())['teacher']
   assert list(panels) == ['low', 'high', 'message']
   x, labels = _shown('test')
   states = [

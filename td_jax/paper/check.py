@@ -16,6 +16,7 @@ from td_jax.paper import check_improvements
 from td_jax.paper import command_line
 from td_jax.storage import files
 
+# In the order of the report; their findings are gathered at its end.
 _SECTIONS = (
   check_improvements.averages,
   check_improvements.dense,

@@ -45,6 +45,8 @@ def ablations() -> section.Section:
   )
 
 
+# Exact equality of the printed decimals is meant here: the question is which
+# rows are copies of each other.
 def _best(part: str, column: int) -> float:
   """The best RMSE of a part's rows in a column."""
   return min(row.mean[column] for row in section.ABLATIONS[part].values())
@@ -54,6 +56,7 @@ def _rating_rows() -> list[list[str]]:
   """For each genre, the ablations that print TD's RMSE."""
   rows = []
   for column, genre in enumerate(section.GENRES):
+    # The mean alone may agree by chance; mean and error together hardly do.
     names = [
       name + '*' * (row.error[column] == _TD.error[column])
       for name, row in section.ABLATION_ROWS.items()

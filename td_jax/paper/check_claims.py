@@ -33,6 +33,7 @@ class _Claim(NamedTuple):
 
 def claims() -> section.Section:
   """Counts in how many columns the text's claims hold."""
+  # The ablations too: any of them might be the row that the text describes.
   rows = {'td': _TD, **section.ABLATION_ROWS}
   wins = {
     name: [better_than(row, others) for others in _OTHERS.values()]
@@ -95,6 +96,7 @@ def _margins() -> tuple[list[list[str]], list[int]]:
     # Exact decimals: a difference of 0.0002 is not to become 0.00019999.
     gap = intervals.exact(_TD.mean[column])
     gap -= intervals.exact(baseline.mean[column])
+    # The runs of two rows are independent, so that their errors add in squares.
     error = math.hypot(_TD.error[column], baseline.error[column])
     close += [genre] * (abs(gap) < error)
     rows.append(
@@ -131,6 +133,7 @@ def _claims() -> list[_Claim]:
     name: _beats(_TD.mean, [numbers.TABLE7[name].mean], lower)
     for name in ('no_message', 'no_state')
   }
+  # 'Most' of eight genres is five or more.
   table5 = {name: row.mean for name, row in numbers.TABLE5.items()}
   images = _beats(numbers.TABLE9['td'], [numbers.TABLE9['no_state']], higher)
   return [

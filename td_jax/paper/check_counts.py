@@ -7,7 +7,8 @@ from td_jax.paper import check_section as section
 from td_jax.paper import intervals
 from td_jax.paper import numbers
 
-_BATCH = 512  # The batch size that explains the accuracies.
+# The batch size that explains the accuracies; the last table tries others.
+_BATCH = 512
 _TABLES = (numbers.TABLE4, numbers.TABLE6, numbers.TABLE9)
 
 
@@ -25,6 +26,7 @@ def denominators() -> section.Section:
   lines, findings = [], []
   for name, (size, accuracies) in groups.items():
     whole = size - size % _BATCH
+    # All counts are tried, not only round ones: few denominators should fit.
     fitting = [
       total
       for total in range(1, size + 1)

@@ -76,6 +76,7 @@ def dense() -> section.Section:
   for name, row in section.IMPROVEMENTS.items():
     computed = [genre_improvement(name, genre) for genre in section.GENRES]
     printed = intervals.exact(row.dense)
+    # Gaps as well as verdicts: they show how far off the closest genre is.
     gaps.append([abs(c.value - printed) for c in computed])
     verdicts.append([intervals.agrees(c, printed, digits=2) for c in computed])
     rows.append(
@@ -123,6 +124,7 @@ _WAYS: dict[str, Callable[[str, Collection[int]], intervals.Range]] = {
 def fits(rows: Collection[str], sizes: Iterable[int]) -> list[Fit]:
   """ML(Sparse) against all sets of genres of those sizes, closest first."""
   results = []
+  # The paper names neither the genres nor the way of averaging: try all.
   sets = (itertools.combinations(section.GENRES, size) for size in sizes)
   for genres in itertools.chain.from_iterable(sets):
     for way, compute in _WAYS.items():
@@ -175,6 +177,7 @@ def _sparse_section(
   rows, short = [], 0
   for name, row in section.IMPROVEMENTS.items():
     limit, genres = most(name, 4)
+    # Below even the lowest number that would round to the printed one.
     short += limit < intervals.exact(row.sparse) - intervals.half(2)
     closest = _WAYS[four.way](name, four.genres)
     means = [mean_of_improvements(name, part) for part in parts]
@@ -233,6 +236,7 @@ def images() -> section.Section:
       )
       printed = intervals.exact(getattr(row, dataset))
       verdict = intervals.agrees(computed, printed, digits=2)
+      # Truncation explains a difference that rounding does not.
       if verdict == 'no' and intervals.cut(computed.value, 2) == printed:
         verdict = 'cut off'
       verdicts.append(verdict)

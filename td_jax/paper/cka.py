@@ -121,6 +121,7 @@ def per_class(
       f'class {counts.argmin()} has {counts.min()} examples, but CKA needs '
       f'{examples} of each class; use a larger split or fewer examples.'
     )
+  # A stable sort, so that the first examples of a class stay the first.
   rows = np.argsort(labels, kind='stable')
   starts = np.cumsum(counts) - counts  # [classes]
   rows = rows[starts[:, None] + np.arange(examples)]  # [classes, examples]
@@ -184,6 +185,7 @@ def render(
   """
   first = next(iter(teachers.values()))
   classes = len(next(iter(first.values())))
+  # About square panels, with room for the names of the classes.
   figure = figures.new(
     4.1 * len(first) + 1.2, 4.2 * len(teachers) + 0.6 + 0.3 * len(teachers)
   )
@@ -212,6 +214,7 @@ def render(
 
 def _finding(teachers: Mapping[str, Mapping[str, Matrix]]) -> str:
   """The title: where the student is most like a teacher."""
+  # Computed, so that the title cannot contradict the panels.
   score, panel, teacher = max(
     (summary(panels)[name]['diagonal'], name, teacher)
     for teacher, panels in teachers.items()
@@ -219,7 +222,7 @@ def _finding(teachers: Mapping[str, Mapping[str, Matrix]]) -> str:
   )
   whom = 'the teacher' if len(teachers) == 1 else f'the teacher {teacher}'
   return (
-    f'Student and {whom} are most alike in their {_PANELS.get(panel, panel)} '
+    f'The student is most like {whom} in its {_PANELS.get(panel, panel)} '
     f'(mean CKA on the same class: {score:.2f})'
   )
 

@@ -28,12 +28,14 @@ _FULL_NAMES = {
   'state': 'L_SC alone',
 }
 _GENRES = ('Drama', 'War')  # The densest and the sparsest of the eight.
+# {name: changes to the config}, beside the weight of L_interact.
 _TALKS = {
   'k = 1': {'k': 1},
   'k = 2, chained': {'k': 2},
   'k = 2, original': {'k': 2, 'distill.interact_target': 'original'},
 }
-# The methods of the paper's table 3.
+# The methods of the paper's table 3. They are named, so that a new method does not
+# make the committed rows incomplete.
 _METHODS = ('scratch', 'ld', 'fd', 'fitnet', 'hybrid', 'td', 'td_ld')
 
 Key = tuple[str, str, float]  # Genre, name, x.
@@ -71,6 +73,7 @@ def runs() -> Iterator[Run]:
   for genre in _GENRES:
     yield Run('weight', genre, SCRATCH, 0.0, 'scratch', {})
     for weight in (0.1, 1.0, 10.0):
+      # Scratch has no weight: it runs once, above.
       for name, method, changes in list(_compared(weight))[1:]:
         yield Run('weight', genre, name, weight, method, changes)
       if genre == 'Drama':
@@ -80,7 +83,8 @@ def runs() -> Iterator[Run]:
   for target in ('chained', 'original'):
     method, changes = weights('td', 1.0, *TERMS)
     changes |= {'k': 3, 'distill.interact_target': target}
-    yield Run('iteration', 'Drama', target, 3, method, changes)
+    yield Run('iteration', 'Drama', target, 3.0, method, changes)
+  # From here on scratch changes with x as well, and runs for each.
   for share in (0.01, 0.05, 0.2, 1.0):
     for name, method, changes in _compared(1.0):
       yield Run('share', 'Drama', name, share, method, changes, share)

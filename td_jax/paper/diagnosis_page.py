@@ -8,6 +8,7 @@ from typing import Any
 
 from td_jax.paper import diagnosis
 
+# The last columns of the tables that compare methods on a changed task.
 _COMPARED = ('student learns from', 'RMSE', 'minus scratch')
 
 
@@ -56,6 +57,7 @@ def _messages(rows: diagnosis.Rows) -> Iterator[str]:
   keys = [key for key in rows.of('weight') if rows['weight', *key]['talk']]
   if not keys:
     return
+  # All rows have the same measurements, in the order of `measure_messages`.
   heads = list(rows['weight', *keys[0]]['talk'])
   yield from _table(
     ['genre', 'student learns from', 'weight', *heads],
@@ -189,6 +191,7 @@ def _stop_lines(rows: diagnosis.Rows) -> Iterator[list[str]]:
 
 def _by_weight(rows: diagnosis.Rows, part: str, base: str) -> Iterator[str]:
   """A table of gaps to the run `base`, with a column for each weight."""
+  # The base has one run for all weights, at x = 0.
   keys = [key for key in rows.of(part) if key[1] != base]
   weights = sorted({x for _, _, x in keys})
   return _table(
@@ -210,6 +213,7 @@ def _by_x(
   """A line for each run of a part: scores, and gaps to scratch."""
   for genre, name, x in rows.of(part):
     score = rows[part, genre, name, x]['validation']
+    # Scratch minus itself would only be a distracting zero.
     gap = None
     if name != diagnosis.SCRATCH:
       gap = rows.gap(part, genre, name, x)
@@ -225,6 +229,7 @@ def _by_x(
 def _gap_text(gap: dict[str, Any] | None) -> str:
   if gap is None:
     return ''
+  # A single seed has no standard error.
   return f'{gap["mean"]:+.4f} ± {gap["standard_error"] or 0:.4f}'
 
 

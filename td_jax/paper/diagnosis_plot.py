@@ -75,6 +75,7 @@ def _by_weight(rows: diagnosis.Rows) -> Any:
     f'(linear up to ±{_LINEAR:g}, then log)'
   )
   figure.suptitle(_finding_weight(rows), fontsize='large')
+  # The first panel has all runs; the others have some of them.
   handles, labels = panels[0].get_legend_handles_labels()
   figure.legend(
     handles,
@@ -146,6 +147,8 @@ def _by_iteration(rows: diagnosis.Rows) -> Any:
         marker=_MARKERS[number % len(_MARKERS)],
         label=f'iteration {name.removeprefix("talk/interact_")}',
       )
+    # Near 1, the iterations are equally hard; far above it, later ones are met
+    # in another way.
     ratios[key[1]] = series[0][1][-1] / series[-1][1][-1]
     axes.set_yscale('log')
     axes.set_xlabel('training step')

@@ -71,6 +71,7 @@ def compare(
   stored = saved.config_of(path)
   stored.data.dir, stored.eval_batch = config.data.dir, config.eval_batch
   task = data.load(stored, log=log)
+  # results.json and not the config: it names the teacher that was used.
   outcome = results.read(path)
   if not outcome['teachers'] or 'classes' not in task.model_args:
     missing = 'classes' if outcome['teachers'] else 'teacher'
@@ -142,6 +143,7 @@ def _features(
   run = _forward(trained)
   variables = {name: t.variables for name, t in trained.teachers.items()}
   feed = feed_lib.feed(task.test, task.make_batch)
+  # Only the first examples of each class are needed, whatever their order.
   room = np.full(task.model_args['classes'], examples)
   parts, labels = [], []
   for batch in evaluate.batches(feed, config.eval_batch):
@@ -166,6 +168,7 @@ def _forward(
 ]:
   """(params, teachers' variables, batch) -> features of both sides."""
 
+  # Weights are arguments: as constants they would be compiled into the program.
   @jax.jit
   def run(
     params: types.PyTree,

@@ -32,7 +32,7 @@ _FULL_NAMES = {
   'td, no message loss': 'TD without the message loss (L_MC)',
   'td, no state loss': 'TD without the state loss (L_SC)',
   'td, noise': 'TD with noise on the states',
-  'td, separately': 'TD, separate stage for encoders and decoders',
+  'td, separately': 'TD, separate stage for\nencoders and decoders',
 }
 
 

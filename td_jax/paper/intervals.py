@@ -85,6 +85,7 @@ def show(number: Fraction, digits: int, sign: str = '') -> str:
 
   `sign` is that of a format specification, such as '+'.
   """
+  # The default precision of 28 digits could round twice.
   with decimal.localcontext(prec=40):
     value = decimal.Decimal(number.numerator) / number.denominator
     value = value.quantize(

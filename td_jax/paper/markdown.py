@@ -44,7 +44,9 @@ _OVERALL = {
   ),
 }
 NAMES = tuple(sorted({*table_specs.TABLES, *_OVERALL}))
-_SPARSE = 4  # The last so many genres stand for the paper's ML(Sparse).
+# The paper does not name the four genres of its ML(Sparse). The last four are
+# those with the fewest ratings.
+_SPARSE = 4
 _METRICS = {'rmse': 'RMSE'}  # As text; other names are shown as they are.
 _SUMMARY = '3'  # The table that README summarises.
 
@@ -73,6 +75,8 @@ def table(name: str, cells: Mapping[str, Sequence[cells_lib.Cell]]) -> str:
       f'no row of table {name} has run in all its columns; run it without '
       '--render first.'
     )
+  # Ablations have one more column: they are variants of TD, and are compared
+  # with it as well.
   ablation = _is_ablation(spec)
   heads = [
     '',
@@ -98,6 +102,7 @@ def table(name: str, cells: Mapping[str, Sequence[cells_lib.Cell]]) -> str:
         _paper_mean(spec, teacher, finished.columns),
       ]
     )
+  # Only a significant winner is bold, lest a reader takes noise for a ranking.
   winner = finished.winner(rows)
   for row in rows:
     lines.append(_texts(finished, spec, row, bold=row == winner))
@@ -163,6 +168,8 @@ def insert(page: pathlib.Path, mark: str, text: str) -> None:
   if not page.exists():
     return
   first, last = f'<!-- {mark} -->\n', f'<!-- end of {mark} -->\n'
+  # Text outside the marks is written by hand and must survive. A page without
+  # both marks is left alone.
   before, start, rest = page.read_text().partition(first)
   _, end, after = rest.partition(last)
   if start and end:
@@ -177,6 +184,8 @@ def paper_over_scratch(
   against = numbers.TABLE3 if spec.domain == 'movielens' else numbers.TABLE4
   if key not in spec.printed or row == 'scratch':
     return None
+  # Relative changes are averaged, not scores: this is how our own column is
+  # computed, and the genres differ in level.
   scratch = np.asarray(_paper_scores(against['scratch'], finished.columns))
   scores = np.asarray(_paper_scores(spec.printed[key], finished.columns))
   change = scores / scratch - 1
@@ -203,7 +212,7 @@ def _about_bold(
   if winner is None or baseline is None:
     return ''
   return (
-    f' Bold: the best row, which beats the best baseline ({name(baseline)}) '
+    f' Bold: the best row, which beats the best baseline, {name(baseline)}, '
     f'with p = {finished.difference(winner, baseline).p:.2g} (t-test paired '
     'over seeds).'
   )
@@ -230,6 +239,7 @@ def _texts(
 ) -> list[str]:
   """The texts of one row."""
   cells = [finished[row, column] for column in finished.columns]
+  # k is shown where it can differ between runs: rows of ablations name it.
   name = row
   if _uses_rounds(cells[0]['method']) and 'k=' not in row:
     name += f' (k={_span(cell["k"] for cell in cells)})'
@@ -255,10 +265,12 @@ def _texts(
     _paper_mean(spec, row, finished.columns),
     _paper_over_scratch(spec, row, finished),
   ]
+  # Seeds train side by side in one program, so that this is a share of its time.
   seconds = sum(cell['seconds'] for cell in cells) / per_seed.size
   return [*texts, f'{seconds:.1f}']
 
 
+# Cached, because a config is built for every row.
 @functools.cache
 def _uses_rounds(method_name: str) -> bool:
   """Whether `config.k`, the rounds of the conversation, matters to a method."""
@@ -334,6 +346,7 @@ def _overall(name: str, cells: Mapping[str, Sequence[cells_lib.Cell]]) -> str:
     texts = [row, *(f'{ours[h]:+.2f}' if h in ours else '' for h in heads)]
     texts.append(f'{np.mean(list(ours.values())):+.2f}')
     if key in printed:
+      # Without the sixth number, the average that the paper prints.
       paper = list(printed[key])[: len(heads)]
       texts += [*(f'{n:+.2f}' for n in paper), f'{np.mean(paper):+.2f}']
     lines.append(texts)

@@ -14,10 +14,10 @@ from td_jax.paper import table_specs
 
 _DOMAINS = {
   # Name for the title, label of the axis, what a column is.
-  'movielens': ('MovieLens 100K', 'reduction of test RMSE', 'genre'),
+  'movielens': ('MovieLens 100K', 'test RMSE below scratch', 'genre'),
   'images': (
     'CIFAR at laptop scale',
-    'relative gain in test accuracy',
+    'test accuracy above scratch',
     'dataset',
   ),
 }
@@ -43,8 +43,8 @@ class _Row(NamedTuple):
   def extent(self) -> tuple[float, float]:
     error = self.error or 0.0
     return (
-      min(self.columns.min(), self.mean - error),
-      max(self.columns.max(), self.mean + error),
+      min(float(self.columns.min()), self.mean - error),
+      max(float(self.columns.max()), self.mean + error),
     )
 
 
@@ -73,21 +73,24 @@ def draw(
     for row in spec.rows
     if row in finished.rows and row != 'scratch'
   ]
-  rows.reverse()  # matplotlib counts upwards, and the first row is at the top.
+  # matplotlib counts upwards, and the first row belongs at the top.
+  rows.reverse()
   figure = figures.new(9.5, 2.3 + 0.42 * len(rows))
   ours, paper = figure.subplots(
     1, 2, sharey=True, gridspec_kw={'width_ratios': (3, 1)}
   )
+  # The limits come first: an arrow starts at the edge of the axis.
   off_scale = _off_scale(rows)
   low, high = _limits([row for row in rows if row not in off_scale])
   ours.set_xlim(low, high)
   for at, row in enumerate(rows):
     if row in off_scale:
-      _draw_arrow(ours, at, row, left=row.mean < low)
+      _draw_arrow(ours, at, row, left=bool(row.mean < low))
     else:
       _draw_row(ours, at, row)
     if row.paper is not None:
       paper.plot([row.paper], [at], 'x', color=figures.VERMILION, ms=8, mew=2)
+  # Both panels have the zero line, since their scales differ.
   for axes in (ours, paper):
     axes.axvline(0, color=figures.GREY, linewidth=1, zorder=0)
     axes.grid(axis='y', color='0.92')
@@ -97,7 +100,7 @@ def draw(
   ours.set_ylim(-0.6, len(rows) - 0.4)
   ours.set_yticks(range(len(rows)), [row.name for row in rows])
   domain, gain, column = _DOMAINS[spec.domain]
-  ours.set_xlabel(f'{gain} against training from scratch (%); better →')
+  ours.set_xlabel(f'{gain} (relative, %); better →')
   ours.set_title('this implementation', fontsize='medium')
   paper.set_xlabel('same unit, own scale')
   paper.set_title('printed in the paper', fontsize='medium')
@@ -118,9 +121,11 @@ def draw(
 
 def _off_scale(rows: Sequence[_Row]) -> list[_Row]:
   """The row, if any, that alone makes the axis `_SQUEEZE` times longer."""
+  # With two rows there is no telling which of them is the extreme one.
   if len(rows) < 3:
     return []
   low, high = _span(rows)
+  # One row only. If several are extreme, the axis should show them.
   for row in rows:
     others = _span([other for other in rows if other is not row])
     if high - low > _SQUEEZE * (others[1] - others[0]):
@@ -141,6 +146,7 @@ def _limits(rows: Sequence[_Row]) -> tuple[float, float]:
 
 
 def _draw_row(axes: Any, at: int, row: _Row) -> None:
+  # Rings first: the mean must not be hidden by a genre next to it.
   axes.plot(
     row.columns,
     [at] * len(row.columns),
@@ -163,6 +169,7 @@ def _draw_row(axes: Any, at: int, row: _Row) -> None:
 def _draw_arrow(axes: Any, at: int, row: _Row, *, left: bool) -> None:
   """An arrow to where an off-scale row lies, with its numbers."""
   edge, inside = (0.0, 0.05) if left else (1.0, 0.95)
+  # In axes coordinates horizontally, so that a zoom does not move the arrow.
   axes.annotate(
     '',
     xy=(edge, at),
@@ -189,24 +196,30 @@ def _draw_arrow(axes: Any, at: int, row: _Row, *, left: bool) -> None:
 
 def _finding(rows: Sequence[_Row]) -> str:
   """The title: which row gains most, and which ones cannot be told from it."""
+  # Computed, so that new results cannot leave an old claim behind.
   best = max(rows, key=lambda row: row.mean)
   gain = f'{best.mean:+.2f}'
   gain += '%' if best.error is None else f' ± {best.error:.2f}%'
   gain = gain.replace('-', _MINUS)
   others = [row for row in reversed(rows) if row is not best]
-  ties = [row.name for row in others if _is_tie(best, row)]
+  ties = [_one_line(row) for row in others if _is_tie(best, row)]
   if ties and len(ties) == len(others):
-    return f'No row differs significantly from the best ({best.name}, {gain})'
+    return (
+      f'No row differs significantly from the best ({_one_line(best)}, {gain})'
+    )
   if ties:
     named = ', '.join(ties) if len(ties) <= 2 else f'{len(ties)} rows'
-    return (
-      f'{best.name} gains most ({gain}),\nnot significantly more than {named}'
-    )
-  return f'{best.name} gains most ({gain})'
+    return f'{_one_line(best)} gains most ({gain}),\nnot significantly more than {named}'
+  return f'{_one_line(best)} gains most ({gain})'
+
+
+def _one_line(row: _Row) -> str:
+  return row.name.replace('\n', ' ')
 
 
 def _is_tie(best: _Row, other: _Row) -> bool:
   """Whether their gains differ by less than p = 0.05, paired over seeds."""
+  # Rows may have different numbers of seeds; the first ones are the same.
   count = min(len(best.per_seed), len(other.per_seed))
   p = cells_lib.difference(best.per_seed[:count] - other.per_seed[:count]).p
   return p is None or p >= 0.05
@@ -214,6 +227,7 @@ def _is_tie(best: _Row, other: _Row) -> bool:
 
 def _legend(column: str, columns: int, seeds: int) -> list[Any]:
   """What the marks mean."""
+  # Late, like everything from matplotlib, which is optional.
   from matplotlib import lines
 
   return [

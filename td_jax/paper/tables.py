@@ -173,6 +173,8 @@ def teacher_of(
 
 def _shared_fields(outcome: Mapping[str, Any]) -> dict[str, Any]:
   """The part of a results.json that makes sense on other machines."""
+  # `get`, since ratings have no train_examples, and no validation scores once
+  # they are refitted.
   fields = {name: outcome.get(name) for name in _FIELDS}
   fields['teachers'] = {
     name: {key: value for key, value in scores.items() if key != 'folder'}
@@ -231,6 +233,7 @@ def _command(args: argparse.Namespace, log: types.Log) -> None:
   names = args.table.split(',')
   for name in names:
     errors.choose('--table', name, markdown.NAMES)
+  # Names are checked before anything runs, which may take hours.
   parts = _to_run(names, args.teacher)
   known = {row for part in parts for row in table_specs.TABLES[part].rows}
   for row in args.row:

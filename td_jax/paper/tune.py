@@ -78,6 +78,7 @@ def _weights(
   }
 
 
+# Half a decade apart: wide enough to find the order of magnitude.
 _MANY = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 # Values of config.data.train_fraction, the windows of time of a teacher.
 _WINDOWS = ('1.0', '0.9', '0.8')
@@ -254,6 +255,7 @@ def best(
     by_settings.setdefault(json.dumps(row['settings']), []).append(
       row['validation']['mean']
     )
+  # A file holds one domain, and so one metric.
   lower = {row['metric'] == 'rmse' for row in rows} == {True}
   choices = {}
   for what, by_settings in scores.items():
@@ -290,6 +292,7 @@ def _train_teachers(
   score on all ratings.
   """
   outcome, means = {}, []
+  # One run for each seed: a teacher's run trains a single network.
   for seed in range(config.seeds):
     config.seed, config.data.genre = seed, ''
     with tempfile.TemporaryDirectory() as name:
