@@ -42,6 +42,8 @@ _DISTRIBUTED = flags.DEFINE_string(
   'distributed', 'auto', 'Join several processes into one run: auto, on, off.'
 )
 flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
+# Read by `run`, before --config is required; declared here for --help.
+flags.DEFINE_bool('version', False, 'Print the version of td_jax and exit.')
 
 
 def main() -> None:
