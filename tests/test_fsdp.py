@@ -132,7 +132,7 @@ def test_each_device_has_a_piece(in_pieces):
   _, _, (_, (teacher, _), _) = in_pieces
   for leaf in jax.tree.leaves(teacher):
     share = math.prod(leaf.sharding.shard_shape(leaf.shape))
-    assert share == leaf.size // (FSDP if leaf.size >= sharding.LEAST else 1)
+    assert share == leaf.size // (FSDP if leaf.size >= sharding.MIN_SIZE else 1)
 
 
 def test_a_gradient_is_what_it_was():
