@@ -32,7 +32,6 @@ from absl import flags
 import numpy as np
 
 _OUT = flags.DEFINE_string('out', '', 'JSON file of the figures.')
-_IMAGES = flags.DEFINE_integer('images', 1024, 'Number of JPEGs to make.')
 _SECONDS = flags.DEFINE_float('seconds', 5.0, 'Length of each measurement.')
 # The script starts itself with these, once for each measurement.
 _PART = flags.DEFINE_string('part', '', 'Internal: what to measure.')
@@ -42,6 +41,13 @@ _FOLDER = flags.DEFINE_string('folder', '', 'Internal: where the images are.')
 _BATCH = 64
 _SHARDS = 8
 _WARMUP_CALLS = 6  # More batches than a pipeline holds ready.
+# Evaluation ends with the images, so they must outlast its warm-up.
+_IMAGES = flags.DEFINE_integer(
+  'images',
+  1024,
+  'Number of JPEGs to make.',
+  lower_bound=(_WARMUP_CALLS + 1) * _BATCH,
+)
 
 
 def _make(folder: pathlib.Path) -> float:
