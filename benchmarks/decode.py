@@ -126,7 +126,8 @@ def _streams(folder: pathlib.Path, cores: int) -> list[dict[str, Any]]:
       ('tfrecord', 'jpegs'),
     )
   }
-  rows, options = [], {'batch_size': _BATCH, 'workers': cores}
+  rows: list[dict[str, Any]] = []
+  options: dict[str, Any] = {'batch_size': _BATCH, 'workers': cores}
 
   def add(layout: str, what: str, speed: dict[str, float]) -> None:
     rows.append({'layout': layout, 'what': what, 'cores': cores, **speed})

@@ -20,10 +20,7 @@ results/, its table is also written to docs/speed.md; `--render` does only that.
 """
 
 import collections
-from collections.abc import Iterable
 from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
 import glob
 import gzip
 import json
@@ -58,23 +55,17 @@ from td_jax.run import teachers
 from td_jax.tpu_cost import flops
 
 _OUT = flags.DEFINE_string(
-  'out', '', 'JSON file of the rows, or Markdown file of a profile.'
+  'out', '', 'JSON of the rows, or Markdown of a profile.'
 )
 _PEER = flags.DEFINE_string('peer', '', 'Path of torch_td.py.')
-_PEER_PYTHON = flags.DEFINE_string(
-  'peer_python', '', 'Python interpreter that has PyTorch.'
-)
+_PEER_PYTHON = flags.DEFINE_string('peer_python', '', 'Python with PyTorch.')
 _ROUNDS = flags.DEFINE_integer('rounds', 5, 'Bursts of each setting.')
 _SECONDS = flags.DEFINE_float('seconds', 1.5, 'Length of a burst.')
 _TASK = flags.DEFINE_enum(
   'task', 'movielens', ['movielens', 'images'], 'Dataset and networks.'
 )
-_CHOSEN = flags.DEFINE_list(
-  'settings', [], 'Settings to measure, such as "td k=1"; by default all.'
-)
-_RENDER = flags.DEFINE_bool(
-  'render', False, 'Write the table of --out without measuring.'
-)
+_CHOSEN = flags.DEFINE_list('settings', [], 'What to measure; by default all.')
+_RENDER = flags.DEFINE_bool('render', False, 'Only write the table of --out.')
 _PROFILE = flags.DEFINE_list('profile', [], 'Settings to profile.')
 
 _PAGE = pathlib.Path('docs', 'speed.md')  # Relative to the checkout.
@@ -164,7 +155,7 @@ class Program:
 
   def hlo(self) -> str:
     """The optimised program as text."""
-    return self._train.as_text()
+    return self._train.as_text() or ''
 
 
 def _task() -> str:
@@ -337,7 +328,7 @@ def _profile(program: Program, name: str) -> Iterator[str]:
   yield ''
 
 
-def _measure(programs: Mapping[str, Program]) -> Iterator[dict[str, Any]]:
+def _measure(programs: dict[str, Program]) -> Iterator[dict[str, Any]]:
   """Rows of figures; the settings, by name, take turns burst by burst."""
   settings = SETTINGS[_task()]
   bursts = {name: {'ours': [], 'peer': []} for name in programs}
@@ -367,7 +358,7 @@ def _measure(programs: Mapping[str, Program]) -> Iterator[dict[str, Any]]:
     yield row | environment.environment()
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def _line(row: dict[str, Any]) -> str:
   """A row as it is printed."""
   line = (
     f'{row["setting"]:28} {row["ms"]:8.2f} ms, a run '
@@ -379,7 +370,7 @@ def _line(row: Mapping[str, Any]) -> str:
   return line
 
 
-def table(rows: Iterable[Mapping[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
   """The rows of --out as a table in Markdown."""
   lines = [
     '| | td_jax, ms a step | PyTorch, eager | ratio | GFLOP | of the best matmul |',
@@ -408,7 +399,7 @@ def _write_page(out: pathlib.Path) -> None:
 
 
 def _write_profile(
-  programs: Mapping[str, Program], out: pathlib.Path | None
+  programs: dict[str, Program], out: pathlib.Path | None
 ) -> None:
   options = f"--task={_task()} --profile='{','.join(programs)}'"
   lines = [
@@ -425,7 +416,7 @@ def _write_profile(
     out.write_text('\n'.join(lines[:-1]) + '\n')
 
 
-def _write_rows(measured: Sequence[dict[str, Any]], out: pathlib.Path) -> None:
+def _write_rows(measured: list[dict[str, Any]], out: pathlib.Path) -> None:
   """Adds rows to the file, in the order of the settings."""
   # A row comes from one run as a whole; runs may differ between rows.
   before = json.loads(out.read_text())['rows'] if out.exists() else []

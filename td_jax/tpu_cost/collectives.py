@@ -42,6 +42,7 @@ def read(module: hlo.Module) -> list[Collective]:
   for computation, execution in hlo.executions(module):
     for owner, instruction in hlo.collectives(module, computation):
       kind = instruction.op.removesuffix('-start')
+      # A collective inside a fusion takes its operands from the fusion's body.
       values = module.computations[owner]
       size = sum(values[name].bytes for name in instruction.operands)
       group = _group(instruction, module.devices)

@@ -31,6 +31,8 @@ def cost(
       '--mode=compile needs --topology, such as v4:2x2x1 or v5e:16x16.'
     )
   topology = topology_lib.describe(topology_name)
+  # config.parallel.kind and .devices are about the machine at hand. On the
+  # topology the step runs on a mesh of all chips.
   parallel = parallel_lib.Parallel(
     'mesh',
     0,

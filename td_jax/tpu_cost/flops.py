@@ -99,19 +99,23 @@ def _inner_jaxprs(params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
         yield item
 
 
+def _shape(variable: Any) -> tuple[int, ...]:
+  return variable.aval.shape
+
+
 def _dot(equation: core.JaxprEqn) -> int:
   (contracted, _), _ = equation.params['dimension_numbers']
-  left = equation.invars[0].aval.shape
+  left = _shape(equation.invars[0])
   depth = math.prod(left[axis] for axis in contracted)
-  return 2 * math.prod(equation.outvars[0].aval.shape) * depth
+  return 2 * math.prod(_shape(equation.outvars[0])) * depth
 
 
 def _conv(equation: core.JaxprEqn) -> int:
   """FLOPs without the products with padding and with the holes of dilation."""
   params = equation.params
   numbers = params['dimension_numbers']
-  image, kernel = (variable.aval.shape for variable in equation.invars[:2])
-  output = equation.outvars[0].aval.shape
+  image, kernel = map(_shape, equation.invars[:2])
+  output = _shape(equation.outvars[0])
   pairs = 1  # (output position, tap) pairs whose tap meets a pixel.
   for axis, (low, _) in enumerate(params['padding']):
     length = image[numbers.lhs_spec[2 + axis]]

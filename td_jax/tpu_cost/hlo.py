@@ -106,6 +106,7 @@ def parse(text: str) -> Module:
       current = computations.setdefault(head[2], {})
       entry = head[2] if head[1] else entry
     elif match := _INSTRUCTION.match(line):
+      # Operands may be defined further down, so they stay names.
       shape, rest = _split_group(match[3])
       op, _, rest = rest.partition('(')
       arguments, attributes = _split_group('(' + rest)
@@ -117,6 +118,7 @@ def parse(text: str) -> Module:
         attributes=attributes,
         is_root=bool(match[1]),
       )
+  # Only the header: metadata further down could hold the same words.
   header = text.partition('\n')[0]
   counts = re.findall(r'(?:num_partitions|replica_count)=(\d+)', header)
   return Module(computations, entry, math.prod(map(int, counts)))

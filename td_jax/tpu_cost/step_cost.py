@@ -180,6 +180,7 @@ def report(
   """
   _check(steps=steps, mfu=mfu, hours=hours, price=price)
   compiled = _compile(step, arguments, topology, log)
+  # Parsed once: the text of a large step has many megabytes.
   module = hlo.parse(compiled.executable.as_text())
   traffic = traffic_lib.read(module)
   totals = _by_kind(collectives_lib.read(module))
@@ -229,6 +230,8 @@ def _compile(
   log: types.Log,
 ) -> _Compiled:
   started = time.monotonic()
+  # A step that is jitted already may donate arguments; another jit would hide
+  # that, and count the memory of the old and the new state.
   jitted: Any = step if hasattr(step, 'trace') else jax.jit(step)
   traced = jitted.trace(*arguments)
   lowered = traced.lower()
@@ -258,6 +261,7 @@ def _by_kind(
 ) -> list[CollectiveTotal]:
   """One row for each kind of collective."""
   totals = []
+  # In a fixed order, so that two reports can be compared line by line.
   for kind in hlo.COLLECTIVES:
     same = [each for each in collectives if each.kind == kind]
     if same:
@@ -386,5 +390,6 @@ def _size(
 
 def _shard_shape(leaf: Any) -> tuple[int, ...]:
   """The shape of a leaf's part on one chip."""
+  # Without a sharding every chip has the whole leaf.
   sharding = getattr(leaf, 'sharding', None)
   return sharding.shard_shape(leaf.shape) if sharding else leaf.shape

@@ -152,6 +152,7 @@ def _result_parts(
     update = instruction.operands[1 if is_slice else -1]
     return [values[update].bytes]
   if instruction.op == 'fusion':
+    # A fusion writes what its root returns, which may be an update in place.
     body = module.computations[instruction.called('calls')]
     root = next(inner for inner in body.values() if inner.is_root)
     return _result_parts(module, body, root)
