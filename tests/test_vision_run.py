@@ -249,7 +249,7 @@ def test_in_pieces_from_the_command_to_the_scores(
   alone, cut = sharding.shard_largest_axis, []
 
   def small_ones_too(*args, **more):
-    specs = alone(*args, **more, least=8)
+    specs = alone(*args, **more, min_size=8)
     cut.extend(spec for spec in jax.tree.leaves(specs) if spec)
     return specs
 
