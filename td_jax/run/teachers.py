@@ -1,7 +1,9 @@
 """Frozen teachers: of our own runs, and published ones with a head for the task."""
 
+from collections.abc import Callable
 import hashlib
 import json
+from typing import Any
 from typing import NamedTuple
 
 from flax import linen as nn
@@ -27,9 +29,7 @@ class Teacher(NamedTuple):
   model: nn.Module
   variables: types.PyTree
   folder: str  # Absolute, or seen from the student's run.
-  keep: array_cache.Keep = (
-    array_cache.keep_nothing
-  )  # What is computed of it once.
+  keep: Callable[..., Any] = array_cache.NO_CACHE.get  # What is computed of it once.
 
 
 def is_published(folder: str) -> bool:
@@ -100,7 +100,7 @@ def load(
     )
     variables = {'params': variables['params'] | {'head': head}}
   return Teacher(
-    model, variables, folder, keep if kept else array_cache.keep_nothing
+    model, variables, folder, keep if kept else array_cache.NO_CACHE.get
   )
 
 
@@ -112,9 +112,9 @@ def _keeper(config, task, variables, *, kept, log):
   told = hashlib.sha256(json.dumps(facts).encode())
   for leaf in jax.tree.leaves(variables):
     told.update(np.ascontiguousarray(leaf).data)
-  return array_cache.keeper(
+  return array_cache.Cache(
     kept, told.hexdigest(), writes=jax.process_index() == 0, log=log
-  )
+  ).get
 
 
 def _probe(config, task, variables, folder, log):

@@ -1,73 +1,72 @@
-"""Arrays kept in files, so that the next start reads what was made before."""
+"""Named arrays in files, so that a later process need not compute them again."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
-import contextlib
 from typing import Any
-import uuid
 
 import numpy as np
 
 from td_jax import errors
 from td_jax import types
-
-# (name, make) -> make(), or what it gave when it was kept under that name.
-Keep = Callable[[str, Callable[[], Mapping[str, Any]]], Mapping[str, Any]]
+from td_jax.storage import files
 
 
-def keep_nothing(
-  name: str, make: Callable[[], Mapping[str, Any]]
-) -> Mapping[str, Any]:
-  """A `Keep` that makes it anew each time."""
-  del name  # Nothing is kept.
-  return make()
+class Cache:
+  """Arrays in a folder, shared by all whose inputs have the same digest."""
 
+  def __init__(
+    self,
+    folder: types.Path | None,
+    digest: str,
+    *,
+    writes: bool,
+    log: types.Log,
+  ):
+    """Opens a cache, without touching the disk.
 
-def keeper(
-  folder: types.Path, told: str, *, writes: bool, log: Callable[[str], Any]
-) -> Keep:
-  """A `Keep` of files in `folder`, for all whose input is the same.
+    Args:
+      folder: Created on the first write; None caches nothing.
+      digest: Covers everything that the cached arrays are computed from.
+      writes: Whether this process writes; the other hosts only read.
+      log: Receives warnings.
+    """
+    self._folder, self._digest = folder, digest
+    self._writes, self._log = writes, log
 
-  Args:
-    folder: Is made if it is absent.
-    told: Digest of all that is kept there depends on.
-    writes: Whether this process does; others only read.
-    log: Takes lines for whoever watches.
-  """
-
-  def keep(name, make):
-    file = folder / f'{name}-{told[:16]}.npz'
+  def get(
+    self, name: str, make: Callable[[], Mapping[str, Any]]
+  ) -> Mapping[str, Any]:
+    """Returns the arrays stored under `name`, or those that `make` returns."""
+    if self._folder is None:
+      return make()
+    file = self._folder / f'{name}-{self._digest[:16]}.npz'
     try:
       with file.open('rb') as opened, np.load(opened) as stored:
         return dict(stored)
     except FileNotFoundError:
       pass
-    # It can be damaged in more ways than can be listed; it is made again.
+    # A file can be damaged in more ways than can be listed, and the remedy is
+    # always the same: compute the arrays again.
     except Exception as error:
-      log(f'warning: {file} is ignored: {errors.one_line(error)}')
-    made = make()
-    if writes:
-      save(file, made, log=log)
-    return made
+      self._log(f'warning: {file} is ignored: {errors.one_line(error)}')
+    arrays = make()
+    if self._writes:
+      save(file, arrays, log=self._log)
+    return arrays
 
-  return keep
+
+NO_CACHE = Cache(None, '', writes=False, log=types.no_log)
 
 
 def save(
-  file: types.Path, arrays: Mapping[str, Any], *, log: Callable[[str], Any]
+  file: types.Path, arrays: Mapping[str, Any], *, log: types.Log
 ) -> None:
-  """Writes `file`, whole or not at all; failing to is logged, not fatal."""
-  temporary = file.with_name(f'{uuid.uuid4().hex}.tmp')
+  """Writes `arrays` to `file` atomically; a failure is logged, not raised."""
+  # A cache only saves time, so a full or read-only disk must not end a run.
   try:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open('wb') as opened:
+    with files.write_errors(file):
+      file.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(file) as opened:
       np.savez(opened, **arrays)
-    temporary.replace(file)
-  except OSError as error:
-    log(
-      f'warning: cannot write {file} ({errors.one_line(error)}); the next run'
-      ' reads everything again'
-    )
-  finally:
-    with contextlib.suppress(OSError):  # Gone, where it became `file`.
-      temporary.unlink()
+  except errors.IOFailedError as error:
+    log(f'warning: {error} The next run has to compute it again.')

@@ -1,4 +1,4 @@
-"""Folders, here or in a bucket (gs://...)."""
+"""Paths of folders on a local disk or in a bucket (gs://...)."""
 
 import os
 import pathlib
@@ -9,7 +9,8 @@ from td_jax import types
 
 
 def as_path(name: str) -> types.Path:
-  """A local folder, or one in a bucket."""
+  """Returns a pathlib.Path, or an epath.Path if `name` is in a bucket."""
+  # Not an epath.Path in both cases: `is_remote` tells them apart by their type.
   return epath.Path(name) if '://' in name else pathlib.Path(name)
 
 
@@ -18,12 +19,12 @@ def is_absolute(folder: str) -> bool:
 
 
 def absolute(folder: str) -> str:
-  """`folder` as seen from anywhere."""
+  """Returns `folder` independent of the current directory."""
   return folder if is_absolute(folder) else os.path.abspath(folder)
 
 
 def resolve(path: types.Path, folder: str) -> types.Path:
-  """The path of `folder`, which is absolute or as seen from `path`."""
+  """Returns the path of `folder`, which is absolute or relative to `path`."""
   return as_path(folder) if is_absolute(folder) else path / folder
 
 

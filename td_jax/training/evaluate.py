@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Iterator
 import functools
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -89,7 +90,7 @@ def with_teacher_states(
   model: nn.Module,
   teacher: types.PyTree,
   batch: int,
-  keep: array_cache.Keep = array_cache.keep_nothing,
+  keep: Callable[..., Any] = array_cache.NO_CACHE.get,
 ) -> feed_lib.Feed:
   """`feed` with the frozen teacher's states and outputs as columns.
 
