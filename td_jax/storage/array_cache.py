@@ -64,7 +64,7 @@ def save(
   """Writes `arrays` to `file` atomically; a failure is logged, not raised."""
   # A cache only saves time, so a full or read-only disk must not end a run.
   try:
-    with files.write_errors(file):
+    with files.io_errors(file):
       file.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(file) as opened:
       np.savez(opened, **arrays)

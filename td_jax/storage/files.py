@@ -15,7 +15,7 @@ from td_jax import types
 
 
 @contextlib.contextmanager
-def write_errors(file: types.Path) -> Iterator[None]:
+def io_errors(file: types.Path | str) -> Iterator[None]:
   """Turns an OSError of its body into an IOFailedError that names `file`."""
   try:
     yield
@@ -38,7 +38,7 @@ def replacing(file: types.Path) -> Iterator[IO[bytes]]:
   # The name is unique because several processes may write the same file at the
   # same time. Renaming is atomic only within one file system: hence `beside`.
   beside = file.with_name(f'.{file.name}.{uuid.uuid4().hex[:8]}.part')
-  with write_errors(file):
+  with io_errors(file):
     try:
       with beside.open('wb') as opened:
         yield opened
@@ -89,12 +89,12 @@ def sha256(*parts: Any) -> str:
   # that are hashed would make every old run look damaged or different.
   digest = hashlib.sha256()
   for part in parts:
-    if isinstance(part, np.ndarray):
-      digest.update(np.ascontiguousarray(part).data)
+    if isinstance(part, str):
+      digest.update(part.encode())
     elif isinstance(part, bytes):
       digest.update(part)
-    elif isinstance(part, str):
-      digest.update(part.encode())
+    elif hasattr(part, '__array__'):  # Of NumPy or of JAX.
+      digest.update(np.ascontiguousarray(part).data)
     else:
       digest.update(json.dumps(part, sort_keys=True).encode())
   return digest.hexdigest()

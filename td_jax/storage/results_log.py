@@ -28,7 +28,7 @@ def append(file: pathlib.Path, row: dict[str, Any]) -> None:
   Raises:
     errors.IOFailedError: The file cannot be written.
   """
-  with files.write_errors(file):
+  with files.io_errors(file):
     content = file.read_bytes() if file.exists() else b''
     # After a truncated line the row must begin a new one, or both are lost.
     newline = '\n' if content and not content.endswith(b'\n') else ''
