@@ -114,7 +114,7 @@ class _ArrayRecords:
     del ids  # Reading one record is fast enough.
 
   def location(self, number: int) -> str:
-    return self._paths[np.searchsorted(self._ends, number, side='right')]
+    return self._paths[int(np.searchsorted(self._ends, number, side='right'))]
 
 
 class _TFRecords:
@@ -161,7 +161,7 @@ class _TFRecords:
     self._load(self._shards(ids))
 
   def location(self, number: int) -> str:
-    return self._paths[self._shards([number])[0]]
+    return self._paths[int(self._shards([number])[0])]
 
   def _shards(self, ids: Sequence[int]) -> np.ndarray:
     return np.searchsorted(self._ends, ids, side='right')

@@ -48,10 +48,13 @@ def _by_weight(rows: diagnosis.Rows) -> Any:
     names = [name for name in _STYLES if (genre, name) in {k[:2] for k in keys}]
     for name in names:
       weights = [x for g, n, x in keys if (g, n) == (genre, name)]
+      scratch = (diagnosis.SCRATCH, 0.0)
       gaps = [
-        rows.gap('weight', genre, name, x, against=(diagnosis.SCRATCH, 0.0))
+        gap
         for x in weights
+        if (gap := rows.gap('weight', genre, name, x, against=scratch))
       ]
+      assert len(gaps) == len(weights)  # Scratch ran in every genre.
       _draw_run(axes, name, weights, gaps)
     axes.axhline(0, color=figures.GREY, linewidth=1, zorder=0)
     axes.set_xscale('log')
