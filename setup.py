@@ -14,7 +14,7 @@ _VERSION = re.search(
 )[1]
 _PLOT = ['matplotlib>=3.8']
 _DOCS = [
-  'mkdocs>=1.6',
+  'mkdocs>=1.6,<2',  # The theme and our hooks are for version 1.
   'mkdocs-material>=9.7',
   'mkdocstrings[python]>=1.0',
 ]

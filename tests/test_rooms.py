@@ -88,6 +88,17 @@ def test_the_order_names_every_room():
   assert rooms == set(ORDER)
 
 
+def test_every_room_is_in_the_api_reference():
+  pages = {
+    page.stem: page.read_text() for page in (ROOT / 'docs/api').glob('*.md')
+  }
+  for room in ORDER:
+    if (PACKAGE / room).is_dir():
+      assert f'\n::: td_jax.{room}\n' in pages[room]
+  menu = (ROOT / 'mkdocs.yml').read_text()
+  assert all(f' api/{page}.md\n' in menu for page in pages)
+
+
 def test_the_root_is_small():
   assert len(ROOT_FILES) <= 6
   assert {path.name for path in PACKAGE.iterdir() if path.is_file()} == (
