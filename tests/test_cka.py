@@ -124,45 +124,45 @@ def test_every_cell_is_the_cka_of_two_classes(hsic):
   student, labels = _classes()
   teacher, _ = _classes(d=4, seed=1)
   teacher[labels == 1, :2] = 2 * student[labels == 1, :2]
-  found = cka.per_class(
+  matrix = cka.per_class(
     student, teacher, labels, classes=3, examples=8, hsic=hsic
   )
-  assert found.shape == (3, 3)
+  assert matrix.shape == (3, 3)
   for i in range(3):
     for j in range(3):
       one = student[np.flatnonzero(labels == i)[:8]]
       two = teacher[np.flatnonzero(labels == j)[:8]]
       expected = cka.cka(jnp.asarray(one), jnp.asarray(two), hsic=hsic)
-      np.testing.assert_allclose(found[i, j], expected, atol=1e-5)
-  assert abs(found - found.T).max() > 0.05  # Rows are not columns.
-  assert found[1, 1] > max(found[0, 0], found[2, 2])
+      np.testing.assert_allclose(matrix[i, j], expected, atol=1e-5)
+  assert abs(matrix - matrix.T).max() > 0.05  # Rows are not columns.
+  assert matrix[1, 1] > max(matrix[0, 0], matrix[2, 2])
 
 
 def test_examples_of_a_class_are_the_first_20():
   student, labels = _classes(n=22)
   teacher, _ = _classes(n=22, seed=1)
-  found = cka.per_class(student, teacher, labels, classes=3)
+  matrix = cka.per_class(student, teacher, labels, classes=3)
   late = np.concatenate([np.flatnonzero(labels == c)[20:] for c in range(3)])
   student[late] += 100.0
   again = cka.per_class(student, teacher, labels, classes=3)
-  np.testing.assert_array_equal(found, again)
+  np.testing.assert_array_equal(matrix, again)
 
 
 @pytest.mark.parametrize(
-  ('change', 'said'),
+  ('change', 'message'),
   [
-    ({'classes': 4}, r'class 3 has 0 examples, but CKA was to take 8'),
+    ({'classes': 4}, r'class 3 has 0 examples, but CKA needs 8'),
     (
       {'classes': 2},
-      r'labels are 0 \.\.\. 2, but the 2 classes are 0 \.\.\. 1',
+      r'labels range over 0 \.\.\. 2, but the 2 classes are 0 \.\.\. 1',
     ),
-    ({'examples': 10}, r'class 0 has 9 examples, but CKA was to take 10'),
-    ({'examples': 3}, r'4 examples or more, not 3'),
+    ({'examples': 10}, r'class 0 has 9 examples, but CKA needs 10'),
+    ({'examples': 3}, r'needs 4 or more examples of each class, not 3'),
   ],
 )
-def test_what_cannot_be_compared(change, said):
+def test_what_cannot_be_compared(change, message):
   features, labels = _classes()
-  with pytest.raises(errors.DataError, match=said) as e:
+  with pytest.raises(errors.DataError, match=message) as e:
     cka.per_class(
       features, features, labels, **({'classes': 3, 'examples': 8} | change)
     )
@@ -181,8 +181,8 @@ def test_features_that_do_not_vary(side):
 
 def test_summary_is_json():
   matrix = np.array([[0.5, 0.25], [0.125, 1.0]], np.float32)
-  found = cka.summary({'low': matrix, 'one': matrix[:1, :1]})
-  assert json.loads(json.dumps(found)) == {
+  summary = cka.summary({'low': matrix, 'one': matrix[:1, :1]})
+  assert json.loads(json.dumps(summary)) == {
     'low': {
       'diagonal': 0.75,
       'off_diagonal': 0.1875,
@@ -192,18 +192,44 @@ def test_summary_is_json():
   }
 
 
-def test_figure(tmp_path):
-  pytest.importorskip('matplotlib')
+def _pixels(file):
   from matplotlib import image
 
-  file = tmp_path / 'cka.png'
-  names = ('low', 'high', 'message')
-  cka.render({name: np.eye(4, dtype=np.float32) for name in names}, file)
   picture = image.imread(file)  # [height, width, 4]
-  assert picture.shape[1] > 2.5 * picture.shape[0]  # Side by side.
-  pixels = (255 * picture[..., :3]).round().astype(int).reshape(-1, 3)
+  return (255 * picture[..., :3]).round().astype(int)
+
+
+def test_figure(tmp_path):
+  pytest.importorskip('matplotlib')
+  file = tmp_path / 'cka.png'
+  panels = {
+    name: np.eye(4, dtype=np.float32) for name in ('low', 'high', 'message')
+  }
+  cka.render({'teacher': panels}, file)
+  pixels = _pixels(file)
+  assert pixels.shape[1] > 2 * pixels.shape[0]  # Side by side.
   # The two ends of viridis: 0 is dark, 1 is light.
-  assert {(68, 1, 84), (253, 231, 37)} <= set(map(tuple, pixels.tolist()))
+  colours = set(map(tuple, pixels.reshape(-1, 3).tolist()))
+  assert {(68, 1, 84), (253, 231, 37)} <= colours
+  cka.render(
+    {'teacher': panels}, file, class_names=('ant', 'bee', 'cat', 'dog')
+  )
+  assert not np.array_equal(_pixels(file), pixels)  # Names, not numbers.
+  cka.render({'a': panels, 'b': panels}, file)
+  # A row of panels per teacher.
+  assert _pixels(file).shape[0] > 1.5 * pixels.shape[0]
   with pytest.raises(errors.IOFailedError, match=r'cka\.png') as e:
-    cka.render({'low': np.eye(4)}, tmp_path / 'none' / 'cka.png')
+    cka.render(
+      {'teacher': {'low': np.eye(4, dtype=np.float32)}},
+      tmp_path / 'none' / 'cka.png',
+    )
   assert e.value.exit_code == 74
+
+
+def test_the_title_names_the_panel_that_is_most_alike():
+  low = np.array([[0.5, 0.25], [0.125, 1.0]], np.float32)
+  panels = {'high': low / 2, 'low': low}
+  assert cka._finding({'teacher': panels}) == (
+    'The student is most like the teacher in its low states (mean CKA on the '
+    'same class: 0.75)'
+  )

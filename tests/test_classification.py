@@ -153,7 +153,10 @@ def test_limit_is_a_balanced_subset_for_all_seeds(config):
   [
     ({'data.memory': 'devise'}, "Did you mean 'device'"),
     ({'data.augment': 'nine'}, "Did you mean 'none'"),
-    ({'data.size': 20}, 'config.data.size is 20; it must be a multiple'),
+    (
+      {'data.size': 20},
+      'config.model.patch is 8, but config.data.size is 20; the size',
+    ),
     ({'data.area': (0.5, 0.1)}, 'config.data.area is'),
     ({'data.area': (0.5,)}, 'config.data.area is'),
     ({'data.mean': (1.0, 2.0)}, 'config.data.mean is'),

@@ -1,4 +1,4 @@
-"""The diagnosis measures what it says, and renders from its rows alone."""
+"""The diagnosis measures what it claims, and renders from its rows alone."""
 
 import pathlib
 import types
@@ -12,6 +12,8 @@ from benchmarks import diagnose
 from td_jax.data import movielens
 from td_jax.data import sources
 from td_jax.devices import parallel
+from td_jax.paper import diagnosis
+from td_jax.paper import diagnosis_plot
 from td_jax.run import experiment
 from td_jax.run import pipeline
 from td_jax.run import teachers
@@ -21,7 +23,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def test_every_run_has_a_row_of_its_own():
-  runs = [run[:4] for run in diagnose.runs()]
+  runs = [run[:4] for run in diagnosis.runs()]
   assert len(set(runs)) == len(runs)
 
 
@@ -37,13 +39,13 @@ def test_rank_of_equal_directions():
   assert float(diagnose._rank(line)) == pytest.approx(1, rel=1e-5)
 
 
-def test_what_is_missed():
-  wanted = np.array([[0.0, 1], [2, 1], [4, 1]])
-  assert float(diagnose._missed(wanted, wanted)) == 0
-  assert float(diagnose._missed(wanted.mean(axis=0), wanted)) == 1
+def test_share_of_the_variance_that_is_missed():
+  target = np.array([[0.0, 1], [2, 1], [4, 1]])
+  assert float(diagnose._missed(target, target)) == 0
+  assert float(diagnose._missed(target.mean(axis=0), target)) == 1
   # Half of each distance from the mean is a quarter of the variance.
-  half = (wanted + wanted.mean(axis=0)) / 2
-  assert float(diagnose._missed(half, wanted)) == pytest.approx(0.25)
+  half = (target + target.mean(axis=0)) / 2
+  assert float(diagnose._missed(half, target)) == pytest.approx(0.25)
 
 
 @pytest.fixture
@@ -66,46 +68,47 @@ def teacher(small, tmp_path):
 
 def test_a_share_of_the_ratings(small):
   task = movielens.load(conftest.small_config(), log=lambda line: None)
-  found = diagnose.cut(task, 0.2)
+  part = diagnose.with_share(task, 0.2)
   rows = int(task.train.mask.sum())
-  assert found.train.mask.sum() == round(0.2 * rows)
-  assert len(found.train.mask) == len(task.train.mask)
-  kept = found.train.mask > 0
+  assert part.train.mask.sum() == round(0.2 * rows)
+  assert len(part.train.mask) == len(task.train.mask)
+  real = part.train.mask > 0
   for name in ('user', 'movie'):
-    known = set(found.train.x[name][kept].tolist())
+    known = set(part.train.x[name][real].tolist())
     assert 0 < len(known) < len(set(task.train.x[name].tolist()))
-    assert set(found.validation.x[name].tolist()) <= known | {0}
+    assert set(part.validation.x[name].tolist()) <= known | {0}
     np.testing.assert_array_equal(
-      found.validation.teacher_x[name], task.validation.teacher_x[name]
+      part.validation.teacher_x['teacher'][name],
+      task.validation.teacher_x['teacher'][name],
     )
-  again = diagnose.cut(task, 0.2)
-  jax.tree.map(np.testing.assert_array_equal, again.train, found.train)
-  assert diagnose.cut(task, 1.0) is task
+  again = diagnose.with_share(task, 0.2)
+  jax.tree.map(np.testing.assert_array_equal, again.train, part.train)
+  assert diagnose.with_share(task, 1.0) is task
 
 
-def test_look_at_a_conversation_by_hand(small, teacher):
-  method, changes = diagnose._weights('td', 1.0, 'message', 'state')
-  run = diagnose.Run('weight', 'Drama', 'both', 1.0, method, changes)
+def test_messages_are_measured_by_hand(small, teacher):
+  method, changes = diagnosis.weights('td', 1.0, 'message', 'state')
+  run = diagnosis.Run('weight', 'Drama', 'both', 1.0, method, changes)
   row = diagnose.measure(run, teacher, seeds=1, steps=4)
   assert len(row['validation']['per_seed']) == 1
   assert row['steps'] == [2, 4]
   config = conftest.small_config('method=td')
   config.refit_on_validation = False
   task = movielens.load(config, log=lambda line: None)
-  taught_by = teachers.load(config, task, path=pathlib.Path(), folder=teacher)
+  frozen = teachers.load(config, task, path=pathlib.Path(), folder=teacher)
   rng = np.random.default_rng(1)
   made = experiment.build(
     config,
     parallel.Parallel('single', 1),
     task,
-    taught_by,
+    {'teacher': frozen},
   )
   params = jax.tree.map(
     lambda leaf: np.asarray(rng.normal(size=leaf.shape) / 4, np.float32),
     made.state.params,
   )
-  found = diagnose.look(
-    config, task, params, model=made.model, teacher=taught_by, examples=20
+  measured = diagnose.measure_messages(
+    config, task, params, model=made.model, teacher=frozen, examples=20
   )
   one = jax.tree.map(lambda leaf: leaf[0], params)
   batch = jax.tree.map(lambda leaf: leaf[:20], task.validation)
@@ -124,23 +127,23 @@ def test_look_at_a_conversation_by_hand(small, teacher):
     return hidden @ layers['Dense_1']['kernel'] + layers['Dense_1']['bias']
 
   g = made.model.apply(one['student'], batch.x, train=False)
-  h = taught_by.model.apply(
-    taught_by.variables, batch.input_of('teacher'), train=False
+  h = frozen.model.apply(
+    frozen.variables, batch.input_of('teacher'), train=False
   )
   message = translate('student_encoder', np.concatenate(g[:2], axis=1))
-  heard = translate('teacher_decoder', message)[:, : h[0].shape[1]]
-  own = taught_by.variables['params']
+  decoded = translate('teacher_decoder', message)[:, : h[0].shape[1]]
+  own = frozen.variables['params']
   high = np.maximum(
-    heard @ own['layers_1']['kernel'] + own['layers_1']['bias'], 0
+    decoded @ own['layers_1']['kernel'] + own['layers_1']['bias'], 0
   )
   output = (high @ own['head']['kernel'] + own['head']['bias'])[:, 0]
 
-  def missed(got, wanted):
-    wanted = np.asarray(wanted)
-    return ((got - wanted) ** 2).sum() / ((wanted - wanted.mean(0)) ** 2).sum()
+  def missed(got, target):
+    target = np.asarray(target)
+    return ((got - target) ** 2).sum() / ((target - target.mean(0)) ** 2).sum()
 
   expected = {
-    'missed low_h': missed(heard, h[0]),
+    'missed low_h': missed(decoded, h[0]),
     'missed high_h': missed(high, h[1]),
     'rmse of low_h': np.sqrt(np.mean((h[2] - batch.y) ** 2)),
     'rmse of decoded low_h': np.sqrt(np.mean((output - batch.y) ** 2)),
@@ -148,7 +151,9 @@ def test_look_at_a_conversation_by_hand(small, teacher):
   covariance = np.cov(message.T, bias=True)
   expected['rank m_g'] = np.trace(covariance) ** 2 / (covariance**2).sum()
   for name, value in expected.items():
-    np.testing.assert_allclose(found[name][0], value, rtol=1e-3, err_msg=name)
+    np.testing.assert_allclose(
+      measured[name][0], value, rtol=1e-3, err_msg=name
+    )
 
 
 def test_gaps_are_of_the_same_seeds():
@@ -158,7 +163,7 @@ def test_gaps_are_of_the_same_seeds():
       'validation': {'per_seed': scores},
     }  # fmt: skip
 
-  rows = diagnose.Rows(
+  rows = diagnosis.Rows(
     [row('scratch', 0.2, [1.0, 2.0]), row('td', 0.2, [0.9, 1.7])]
   )
   gap = rows.gap('share', 'Drama', 'td', 0.2)
@@ -168,8 +173,16 @@ def test_gaps_are_of_the_same_seeds():
 
 
 def test_the_committed_page_is_rendered_from_its_rows():
-  rows = diagnose.Rows(results_log.read(ROOT / 'results/diagnosis.jsonl'))
-  assert all(run in rows for run in diagnose.runs())
-  said = (ROOT / 'results/diagnosis_said.md').read_text()
+  rows = diagnosis.Rows(results_log.read(ROOT / 'results/diagnosis.jsonl'))
+  assert all(run in rows for run in diagnosis.runs())
   page = (ROOT / 'results/diagnosis.md').read_text()
-  assert page == f'{said}\n{diagnose.page(rows)}'
+  assert page == diagnose.render(ROOT / 'results')
+
+
+def test_figures_are_drawn_from_the_committed_rows(tmp_path):
+  pytest.importorskip('matplotlib')
+  rows = diagnosis.Rows(results_log.read(ROOT / 'results/diagnosis.jsonl'))
+  diagnosis_plot.draw(rows, tmp_path)
+  for name in ('weight', 'iteration'):
+    png = (tmp_path / f'diagnosis_{name}.png').read_bytes()
+    assert png.startswith(b'\x89PNG')

@@ -72,7 +72,7 @@ def test_small_splits(small):
 
 
 def test_an_earlier_window_leaves_the_test_alone(small):
-  parts = movielens.parts(small, until=0.8)
+  parts = movielens.parts(small, train_fraction=0.8)
   # 1350 x 0.8, of it nine tenths, and the test of before.
   assert [len(part) for part in parts] == [972, 108, 150]
   _assert_in_time(small, parts)

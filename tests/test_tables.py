@@ -1,31 +1,31 @@
-"""Tables are generated, never typed; the grid goes on where it stopped."""
+"""Tables are generated, never typed, and a stopped command resumes."""
 
 import collections
 import itertools
 import json
 import pathlib
 
+import conftest
 import numpy as np
 import pytest
 
 from td_jax import errors
-from td_jax import methods
+from td_jax.paper import cells as cells_lib
+from td_jax.paper import figures
 from td_jax.paper import markdown
 from td_jax.paper import numbers
 from td_jax.paper import plot
 from td_jax.paper import table_specs
 from td_jax.paper import tables
 from td_jax.run import pipeline
+from td_jax.run import results as results_lib
 from td_jax.storage import results_log
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 def _committed():
-  return {
-    domain: results_log.read(ROOT / f'results/{domain}.jsonl')
-    for domain in table_specs.COLUMNS
-  }
+  return cells_lib.read(ROOT / 'results')
 
 
 def _cell(column, row, scores=(1.0, 1.0), *, metric='rmse', first=0):
@@ -45,8 +45,8 @@ def _cell(column, row, scores=(1.0, 1.0), *, metric='rmse', first=0):
       'standard_error': 0.1,
       'per_seed': list(scores),
     },
-    'teacher': {'test': 0.5},
-    'controls': {'mean rating': {'test': 2.0}},
+    'teachers': {'teacher': {'test': 0.5, 'folder': '/here'}},
+    'baselines': {'mean rating': {'test': 2.0}},
     'commit': 'abc',
     'python': '3.11',
     'versions': {},
@@ -58,20 +58,39 @@ def _rendered(name, *, movielens=(), images=()):
 
 
 def _shown(text, row):
-  """The texts of one row of a table."""
-  (line,) = (line for line in text.splitlines() if line.startswith(f'| {row} '))
-  return [part.strip() for part in line.strip('|').split('|')]
+  """The texts of one row of a table, without the marks of bold type."""
+  lines = text.replace('*', '').splitlines()
+  (line,) = (line for line in lines if line.startswith(f'| {row} '))
+  return [part.strip() for part in line.split('|')[1:-1]]
 
 
 def test_committed_tables_render_byte_for_byte():
-  cells, readme = _committed(), (ROOT / 'README.md').read_text()
-  found = sorted((ROOT / 'results').glob('table*.md'))
-  assert ROOT / 'results/table3.md' in found
-  for file in found:
+  cells = _committed()
+  committed = sorted((ROOT / 'results').glob('table*.md'))
+  assert ROOT / 'results/table3.md' in committed
+  for file in committed:
     text = markdown.table(file.stem.removeprefix('table'), cells)
     assert text == file.read_text()
-    if file.stem in ('table3', 'table4'):
-      assert text.strip() in readme
+
+
+def test_readme_shows_the_summary_of_table_3():
+  readme = (ROOT / 'README.md').read_text()
+  assert (
+    f'<!-- table 3 summary -->\n{markdown.summary(_committed())}'
+    '<!-- end of table 3 summary -->\n'
+  ) in readme
+
+
+def test_rows_of_version_0_1_render_the_same():
+  new = _cell('Drama', 'td')
+  old = {k: v for k, v in new.items() if k not in ('teachers', 'baselines')}
+  old |= {'teacher': new['teachers']['teacher'], 'controls': new['baselines']}
+  texts = [
+    _rendered('3', movielens=[results_lib.upgraded(cell)])
+    for cell in (old, new)
+  ]
+  assert texts[0] == texts[1]
+  assert '| teacher (frozen) | 0.5000 |' in texts[0]
 
 
 def test_committed_rows_ran_in_all_columns():
@@ -83,7 +102,13 @@ def test_committed_rows_ran_in_all_columns():
     )
     assert set(ran.values()) == {1}
     rows = {row for row, _, _ in ran}
-    assert set(methods.METHODS) <= rows
+    wanted = {
+      row
+      for table in table_specs.TABLES.values()
+      if table.domain == domain
+      for row in table.rows
+    }
+    assert wanted == rows
     for at in itertools.product(rows, table_specs.COLUMNS[domain]):
       seeds = sorted(seed for *cell, seed in ran if tuple(cell) == at)
       assert seeds == list(range(max(3, len(seeds))))
@@ -95,7 +120,12 @@ def test_every_row_has_a_config_of_its_own():
     for row in table.rows:
       for column in table_specs.COLUMNS[table.domain][:1]:
         config = table_specs.config(
-          table.domain, row, column, seeds=range(2, 5), teacher='t', kept=''
+          table.domain,
+          row,
+          column,
+          seeds=range(2, 5),
+          teacher='t',
+          cache_dir='',
         )
         assert (config.seed, config.seeds) == (2, 3)
         assert config.teacher.checkpoint == 't'
@@ -121,10 +151,10 @@ def test_rows_are_paired_with_the_best_baseline_seed_by_seed():
   )
   # -0.1 and -0.3 to LD: their mean, half the distance of two, and t = -2 at
   # one degree of freedom, which is p = 2 (1/2 - atan(2) / pi) = 0.295.
-  assert _shown(text, 'td (k=1)')[4] == '-0.2000 +- 0.1000 to ld (0.3)'
+  assert _shown(text, 'td (k=1)')[4] == '-0.2000 ± 0.1000 to ld (0.3)'
   # LD's best is scratch, and (1.5 - 1.4) / 1.5 is 6.67%.
   assert _shown(text, 'ld')[3] == '+6.67%'
-  assert _shown(text, 'ld')[4].startswith('-0.1000 +- 0.0000 to scratch')
+  assert _shown(text, 'ld')[4].startswith('-0.1000 ± 0.0000 to scratch')
 
 
 def test_an_ablation_is_compared_with_td_too():
@@ -138,12 +168,12 @@ def test_an_ablation_is_compared_with_td_too():
   )
   assert '| minus best baseline (p) | minus td (p) |' in text
   # 0.1 and 0.2: t = 3 at one degree of freedom, 1 - 2 atan(3) / pi = 0.205.
-  assert _shown(text, 'td, k=2')[5] == '+0.1500 +- 0.0500 to td (0.2)'
+  assert _shown(text, 'td, k=2')[5] == '+0.1500 ± 0.0500 to td (0.2)'
   assert _shown(text, 'td (k=1)')[5] == ''
 
 
 def test_a_gain_and_its_error_are_paired_seed_by_seed():
-  found = markdown.Found(
+  finished = cells_lib.FinishedCells(
     'movielens',
     [
       _cell('Drama', 'scratch', (1.0, 3.0)),  # Mean 2.
@@ -152,24 +182,106 @@ def test_a_gain_and_its_error_are_paired_seed_by_seed():
       _cell('Comedy', 'td', (4.0, 3.6)),  # By 0% and 10%.
     ],
   )
-  assert list(found.over_scratch('td')) == pytest.approx([15.0, 5.0])
+  assert list(finished.over_scratch('td')) == pytest.approx([15.0, 5.0])
   # 2.5% and 17.5%: half their distance.
-  assert found.error_over_scratch('td') == pytest.approx(7.5)
+  assert finished.error_over_scratch('td') == pytest.approx(7.5)
 
 
-def test_a_picture_of_a_table(tmp_path):
+def _blue_rows(file):
+  """How many separate bands of a picture's lines hold the dots' blue."""
   image = pytest.importorskip('matplotlib.image')
-  found = markdown.Found('movielens', _committed()['movielens'])
-  file = tmp_path / 'table3.png'
-  plot.draw('3', found, file)
   pixels = image.imread(file)[..., :3]
-  rows = set(table_specs.TABLES['3'].rows) & set(found.rows) - {'scratch'}
-  blue = (
-    np.abs(pixels - [0x1F / 255, 0x77 / 255, 0xB4 / 255]).max(axis=2) < 0.01
-  )
+  rgb = [int(figures.BLUE[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+  blue = np.abs(pixels - rgb).max(axis=2) < 0.01
   heights = np.flatnonzero(blue.any(axis=1))
-  # A dot for each row, one below the other.
-  assert np.count_nonzero(np.diff(heights) > 1) == len(rows) - 1
+  return np.count_nonzero(np.diff(heights) > 4) + 1
+
+
+def test_a_figure_has_a_mark_for_every_row(tmp_path):
+  finished = cells_lib.FinishedCells('movielens', _committed()['movielens'])
+  file = tmp_path / 'table3.png'
+  plot.draw('3', finished, file)
+  rows = set(table_specs.TABLES['3'].rows) - {'scratch'}
+  assert rows <= set(finished.rows)
+  # One more in the legend.
+  assert _blue_rows(file) == len(rows) + 1
+
+
+def _gains(**rows):
+  """Rows of a figure with these gains, in percent, of two columns and seeds."""
+  return [
+    plot._Row(name, np.array(gains), np.array(gains), 0.1, None)
+    for name, gains in rows.items()
+  ]
+
+
+def test_an_extreme_row_does_not_squeeze_the_others():
+  rows = _gains(a=[0.1, 0.3], b=[-0.1, 0.2], c=[0.2, 0.4], scratch=[-3.0, -1.0])
+  *others, extreme = rows
+  assert plot._off_scale(rows) == [extreme]
+  # The others take -0.1 ... 0.4, and 8% of it on both sides.
+  assert plot._limits(others) == pytest.approx((-0.14, 0.44))
+  assert plot._off_scale(others) == []
+  # Two extreme rows are no exception: the axis is theirs too.
+  assert plot._off_scale([*rows, extreme._replace(name='d')]) == []
+
+
+def test_the_title_names_what_cannot_be_told_apart():
+  """Differences to the best by seed: 1.9 and 2.1; -2 and 3."""
+  best, worse, close = _gains(a=[4.0, 6.0], b=[2.1, 3.9], c=[6.0, 3.0])
+  # t = 2 / 0.1 = 20 at one degree: p = 1 - 2 atan(20) / pi = 0.032.
+  assert plot._finding([worse, best]) == 'a gains most (+5.00 ± 0.10%)'
+  # t = 0.5 / 2.5 = 0.2: p = 0.87.
+  assert plot._finding([close, best]) == (
+    'No row differs significantly from the best (a, +5.00 ± 0.10%)'
+  )
+  assert plot._finding([close, worse, best]) == (
+    'a gains most (+5.00 ± 0.10%),\nnot significantly more than c'
+  )
+
+
+def test_only_a_winner_is_bold():
+  scratch = _cell('Drama', 'scratch', (1.0, 1.1, 1.2))
+  # TD is better by 0.10, 0.11 and 0.12.
+  clear = _cell('Drama', 'td', (0.9, 0.99, 1.08))
+  text = _rendered('3', movielens=[scratch, clear])
+  assert '| **td (k=1)** |' in text
+  assert '| **0.9900** |' in text
+  # t = 0.11 / (0.01 / sqrt(3)) = 19.05 at two degrees: p = 0.0027.
+  assert (
+    'Bold: the best row, which beats the best baseline, scratch, with p = '
+    '0.0027 (t-test paired over seeds)'
+  ) in text
+  # By 0, 0 and 0.3; and worse by 0.1.
+  for unclear in ((1.0, 1.1, 0.9), (1.1, 1.21, 1.3)):
+    td = _cell('Drama', 'td', unclear)
+    text = _rendered('3', movielens=[scratch, td])
+    assert '| **' not in text and 'Bold' not in text
+
+
+def test_the_summary_has_the_paper_beside_ours():
+  cells = {
+    'movielens': [
+      _cell('Drama', 'scratch', (1.0, 2.0)),
+      _cell('Drama', 'td', (0.8, 1.6)),
+    ]
+  }
+  # (1.5 - 1.2) / 1.5; and (1.0102 - 0.9965) / 1.0102 = 1.356% of the paper.
+  assert _shown(markdown.summary(cells), 'TD, k = 1') == [
+    'TD, k = 1', '1.2000', '+20.00%', '+1.36%',
+  ]  # fmt: skip
+  with pytest.raises(errors.DataError, match='needs its row scratch'):
+    markdown.summary({'movielens': [_cell('Drama', 'td')]})
+
+
+def test_the_folder_of_a_teacher_is_not_committed(tmp_path, monkeypatch):
+  _recorded(monkeypatch)
+  _grid(tmp_path, ['6'], rows=['td'])
+  cells = results_log.read(tmp_path / 'images.jsonl')
+  assert len(cells) == 2
+  for cell in cells:
+    assert cell['teachers'] == {'teacher': {'test': 0.5}}
+    assert 'teacher' not in cell and 'controls' not in cell
 
 
 def test_more_accuracy_is_an_improvement():
@@ -208,7 +320,7 @@ def test_seeds_of_several_runs_are_joined():
   # 1, 9 and 6: mean 16/3, sum of squares 294/9, error sqrt(294/9 / 2 / 3); of
   # the 60 s of two seeds each, 30 s a seed.
   shown = _shown(text, 'td (k=1)')
-  assert (shown[1], shown[-1]) == ('5.3333 +- 2.3333', '30.0')
+  assert (shown[1], shown[-1]) == ('5.3333 ± 2.3333', '30.0')
 
 
 def test_overall_is_of_the_five_columns_that_are_there():
@@ -234,13 +346,15 @@ def test_overall_is_of_the_five_columns_that_are_there():
   assert numbers.TABLE1['td'].average == 2.54
 
 
-def test_results_of_ones_own(tmp_path, monkeypatch, capsys):
-  """They come into a new folder, and not into README."""
+def test_results_of_another_folder(tmp_path, monkeypatch, capsys):
+  """They go to that folder, which is made, and not into README."""
   _recorded(monkeypatch)
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(tables, '_ROOT', tmp_path)
   readme = tmp_path / 'README.md'
-  readme.write_text('<!-- table 6 -->\n<!-- end of table 6 -->\n')
+  readme.write_text(
+    '<!-- table 3 summary -->\n<!-- end of table 3 summary -->\n'
+  )
   monkeypatch.setattr(
     'sys.argv',
     [
@@ -303,12 +417,12 @@ def _grid(folder, names, seeds=2, rows=()):
     seeds=seeds,
     rows=rows,
     teacher='weights',
-    watch=None,
+    watch=conftest.Watch(),
     log=lambda line: None,
   )
 
 
-def test_grid_goes_on_where_it_stopped(tmp_path, monkeypatch):
+def test_a_stopped_command_resumes(tmp_path, monkeypatch):
   (tmp_path / 'teacher').mkdir()
   (tmp_path / 'teacher/results.json').write_text('{}')
   ran = _recorded(monkeypatch, stop_at=3)
@@ -345,13 +459,13 @@ def test_rows_of_different_seeds_are_compared_on_those_of_both():
     _cell('Drama', 'scratch', (1.0, 3.0)),
     _cell('Drama', 'td', (0.9, 2.5, 99.0)),
   ]
-  found = markdown.Found('movielens', cells)
-  assert list(found.over_scratch('td')) == pytest.approx([15.0])
-  assert found.error_over_scratch('td') == pytest.approx(10.0)  # 5% and 25%.
+  finished = cells_lib.FinishedCells('movielens', cells)
+  assert list(finished.over_scratch('td')) == pytest.approx([15.0])
+  assert finished.error_over_scratch('td') == pytest.approx(10.0)  # 5% and 25%.
   text = _rendered('3', movielens=cells)
   shown = _shown(text, 'td (k=1)')
   # -0.1 and -0.5; t = 1.5 at one degree: 1 - 2 atan(1.5) / pi = 0.374.
-  assert shown[4] == '-0.3000 +- 0.2000 to scratch (0.37)'
+  assert shown[4] == '-0.3000 ± 0.2000 to scratch (0.37)'
 
 
 def test_a_table_is_of_the_seeds_that_all_its_rows_have():
@@ -375,24 +489,24 @@ def test_runs_of_other_settings_are_not_joined():
 
 
 def test_a_row_whose_columns_have_different_seeds():
-  found = markdown.Found(
+  finished = cells_lib.FinishedCells(
     'movielens',
     [
       _cell('Drama', 'td', (1.0, 2.0, 9.0)),
       _cell('Comedy', 'td', (3.0, 5.0)),
     ],
   )
-  assert found.per_seed('td').tolist() == [[1.0, 2.0], [3.0, 5.0]]
+  assert finished.per_seed('td').tolist() == [[1.0, 2.0], [3.0, 5.0]]
 
 
 def test_two_processes_share_the_cells(tmp_path, monkeypatch):
   ran = _recorded(monkeypatch)
   theirs = 'cifar10-td'
-  with results_log.lock(tmp_path / f'{theirs}.lock') as held:
-    assert held
+  with results_log.lock(tmp_path / f'{theirs}.lock') as acquired:
+    assert acquired
     _grid(tmp_path, ['6'])
   assert len(ran) == 5
-  # It died and had written nothing: whoever comes next runs that cell.
+  # If it died without writing a row, the next process runs that cell.
   _grid(tmp_path, ['6'])
   assert len(ran) == 6
   assert len(results_log.read(tmp_path / 'images.jsonl')) == 6

@@ -167,21 +167,17 @@ def test_validation_is_scored_by_a_teacher_that_has_not_seen_it(tmp_path):
   run('teacher', 'method=teacher', refit_on_validation=True)
   named = {'teacher.checkpoint': str(tmp_path / 'teacher')}
   before, said = run('before', 'method=ld', **named)
-  assert before['teachers']['teachers']['teacher']['folder'] == str(
+  assert before['teachers']['teacher']['folder'] == str(
     tmp_path / 'teacher/selection'
   )
   assert 'has trained on validation' not in said
   both, _ = run('both', 'method=ld', refit_on_validation=True, **named)
-  assert both['teachers']['teachers']['teacher']['folder'] == str(
-    tmp_path / 'teacher'
-  )
+  assert both['teachers']['teacher']['folder'] == str(tmp_path / 'teacher')
   assert (
-    both['teachers']['teachers']['teacher']['validation']
-    == before['teachers']['teachers']['teacher']['validation']
+    both['teachers']['teacher']['validation']
+    == before['teachers']['teacher']['validation']
   )
   shutil.rmtree(tmp_path / 'teacher/selection')
   late, said = run('late', 'method=ld', **named)
-  assert late['teachers']['teachers']['teacher']['folder'] == str(
-    tmp_path / 'teacher'
-  )
+  assert late['teachers']['teacher']['folder'] == str(tmp_path / 'teacher')
   assert 'has trained on validation' in said

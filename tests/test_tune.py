@@ -1,4 +1,4 @@
-"""Trials are the same at every call, run once, and never see the test split."""
+"""Trials are the same in every call, run once, and never see the test split."""
 
 import pathlib
 
@@ -34,12 +34,14 @@ def _tune(folder, what, *, count=2, domain='movielens', seeds=1):
 @pytest.mark.parametrize('domain', tune.SPACES)
 def test_every_method_has_as_many_trials(domain):
   for space in tune.SPACES[domain].values():
-    found = tune.trials(space, 3)
-    assert found == tune.trials(space, 5)[:3]
-    assert len({str(trial) for trial in found}) == 3
-    for trial in found:
+    trials = tune.trials(space, 3)
+    assert trials == tune.trials(space, 5)[:3]
+    assert len({str(trial) for trial in trials}) == 3
+    for trial in trials:
       assert all(value in space[name] for name, value in trial.items())
-  assert set(table_specs.BASELINES) - {'scratch'} <= set(tune.SPACES[domain])
+  assert set(table_specs.BASELINE_METHODS) - {'scratch'} <= set(
+    tune.SPACES[domain]
+  )
 
 
 def test_a_small_space_is_tried_whole():
@@ -142,7 +144,7 @@ def test_a_teacher_is_scored_by_the_genres_it_will_teach(tmp_path, monkeypatch):
   assert len(row['validation']['per_seed']) == 2
   # Each of the same teacher, by hand, in another run of it.
   config = table_specs.config(
-    'movielens', 'teacher', '', seeds=range(1), teacher='', kept=''
+    'movielens', 'teacher', '', seeds=range(1), teacher='', cache_dir=''
   )
   config.test = config.refit_on_validation = False
   config.teacher.batch_size, config.seed = 16, 1
@@ -155,10 +157,10 @@ def test_a_teacher_is_scored_by_the_genres_it_will_teach(tmp_path, monkeypatch):
   )
 
 
-def test_the_better_half_goes_on_to_the_next_window(tmp_path, monkeypatch):
+def test_the_better_half_is_tried_on_the_next_window(tmp_path, monkeypatch):
   ran = []
 
-  def teach(config, watch):
+  def train_teachers(config, watch):
     del watch
     ran.append((config.data.train_fraction, config.teacher.steps))
     # The fewer the steps the better, but for 700 on the first window.
@@ -169,17 +171,17 @@ def test_the_better_half_goes_on_to_the_next_window(tmp_path, monkeypatch):
     )  # Earlier windows are harder.
     return {'metric': 'rmse', 'validation': {'mean': mean}, 'seconds': 1.0}
 
-  monkeypatch.setattr(tune, '_teach', teach)
+  monkeypatch.setattr(tune, '_train_teachers', train_teachers)
   monkeypatch.setitem(
     tune.SPACES['movielens'], 'teacher', {'teacher.steps': (300, 500, 700, 900)}
   )
   _tune(tmp_path, ['teacher'], count=4)
-  assert [until for until, _ in ran] == [1.0] * 4 + [0.9] * 2 + [0.8]
-  assert {steps for until, steps in ran if until == 0.9} == {300, 700}
+  assert [share for share, _ in ran] == [1.0] * 4 + [0.9] * 2 + [0.8]
+  assert {steps for share, steps in ran if share == 0.9} == {300, 700}
   # (300 + 300) / 2 against (0 + 700) / 2.
   assert ran[-1] == (0.8, 300)
-  found = tune.best(results_log.read(tmp_path / 'search.jsonl'))
-  assert found['teacher'] == ({'teacher.steps': 300}, pytest.approx(1300), 1)
+  best = tune.best(results_log.read(tmp_path / 'search.jsonl'))
+  assert best['teacher'] == ({'teacher.steps': 300}, pytest.approx(1300), 1)
   _tune(tmp_path, ['teacher'], count=4)
   assert len(ran) == 7
 

@@ -226,7 +226,7 @@ def _baselines(
     )
     return float(np.sqrt(np.mean((predicted - ratings.rating[rows]) ** 2)))
 
-  def validation(penalty: float) -> float:
+  def validation(penalty: float | int) -> float:
     biases = _biases(ratings, before_refit.train, penalty)
     return rmse(biases, before_refit.validation)
 
@@ -242,7 +242,7 @@ def _baselines(
 
 
 def _biases(
-  ratings: sources.Ratings, rows: np.ndarray, penalty: float
+  ratings: sources.Ratings, rows: np.ndarray, penalty: float | int
 ) -> _Biases:
   """(mean, user biases, movie biases), by alternating ridge regression."""
   ids = (ratings.user_id[rows], ratings.movie_id[rows])

@@ -1,25 +1,70 @@
-"""Figures: how they are made, and how methods are named in them."""
+"""How the paper's figures look: colours, full names, and how they are saved."""
 
+import io
+import pathlib
 from typing import Any
 
 from td_jax import errors
+from td_jax.storage import files
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, VERMILION, GREY = (
-  '#0072B2', '#E69F00', '#009E73', '#D55E00', '#666666',
-)  # fmt: skip
+# The palette of Okabe and Ito (2008), which colour-blind readers can tell apart.
+BLACK = '#000000'
+ORANGE = '#E69F00'
+SKY_BLUE = '#56B4E9'
+GREEN = '#009E73'
+BLUE = '#0072B2'
+VERMILION = '#D55E00'
+PURPLE = '#CC79A7'
+GREY = '#888888'
+
+_FULL_NAMES = {
+  'scratch': 'From scratch',
+  'ld': 'Label distillation (LD)',
+  'fd': 'Feature distillation (FD)',
+  'fitnet': 'FitNet',
+  'hybrid': 'Hybrid (LD + FD)',
+  'td': 'TD, k = 1',
+  'td_ld': 'TD + LD, k = 1',
+  'scratch, as long as td': 'From scratch, trained as long as TD',
+  'td, k=0': 'TD, k = 0 (no interaction)',
+  'td, k=2': 'TD, k = 2',
+  'td, k=3': 'TD, k = 3',
+  'td, no message loss': 'TD without the message loss (L_MC)',
+  'td, no state loss': 'TD without the state loss (L_SC)',
+  'td, noise': 'TD with noise on the states',
+  'td, separately': 'TD, separate stage for\nencoders and decoders',
+}
 
 
-def figure(width: float, height: float) -> Any:
-  """An empty matplotlib figure, in inches.
+def full_name(row: str) -> str:
+  """A table's row as a reader outside the project would call it."""
+  return _FULL_NAMES.get(row, row)
+
+
+def new(width: float, height: float) -> Any:
+  """An empty matplotlib figure of so many inches.
 
   Raises:
     errors.ConfigError: matplotlib is not installed.
   """
   try:
-    from matplotlib import figure as plot  # Imported late: it is optional.
+    # Imported late: matplotlib is optional, and only figures need it.
+    from matplotlib import figure
   except ImportError as e:
     raise errors.ConfigError(
       "a figure needs matplotlib: pip install 'td_jax[plot]'."
     ) from e
-  return plot.Figure(figsize=(width, height), layout='constrained')
+  # pyplot would keep a global reference to every figure; Figure does not.
+  return figure.Figure(figsize=(width, height), layout='constrained')
+
+
+def save(figure: Any, file: pathlib.Path) -> None:
+  """Writes a figure as a PNG.
+
+  Raises:
+    errors.IOFailedError: the file cannot be written.
+  """
+  buffer = io.BytesIO()
+  # Without 'Software' the bytes do not depend on matplotlib's version string.
+  figure.savefig(buffer, format='png', dpi=150, metadata={'Software': None})
+  files.write_atomically(file, buffer.getvalue())

@@ -1,7 +1,7 @@
-"""What a printed number still says: arithmetic that keeps its lost digits.
+"""Interval arithmetic on printed numbers, whose further digits are unknown.
 
-Fractions keep decimals exact, so that a number in the middle between two
-roundings is not decided by its binary form.
+Fractions keep decimals exact, so that the binary form of a number does not
+decide how a number halfway between two roundings is rounded.
 """
 
 from collections.abc import Collection
@@ -12,11 +12,11 @@ import itertools
 import math
 from typing import NamedTuple
 
-LOWER, HIGHER = -1, 1  # What is better.
+LOWER, HIGHER = -1, 1  # Which direction is better.
 
 
 class Range(NamedTuple):
-  """A computed number, and how far its operands' lost digits may move it."""
+  """A computed number, and how far the lost digits of its operands move it."""
 
   low: Fraction
   value: Fraction
@@ -30,19 +30,19 @@ def exact(printed: float) -> Fraction:
 
 
 def half(digits: int) -> Fraction:
-  """Half a unit of the last of so many decimals: what rounding may lose."""
+  """Half a unit of the last decimal: the most that rounding can lose."""
   return Fraction(1, 2 * 10**digits)
 
 
 def improvement(
   score: Fraction, scratch: Fraction, *, digits: int, better: int
 ) -> Range:
-  """Relative improvement in percent; both operands have so many decimals."""
+  """Relative improvement in percent; both operands have `digits` decimals."""
 
-  def percent(score, scratch):
+  def percent(score: Fraction, scratch: Fraction) -> Fraction:
     return better * 100 * (score - scratch) / scratch
 
-  # Monotone in each operand, hence extreme in a corner.
+  # It is monotone in each operand, so that the extremes are in the corners.
   lost = half(digits)
   corners = [
     percent(score + a, scratch + b)
@@ -57,23 +57,23 @@ def mean(numbers: Collection[Fraction]) -> Fraction:
 
 
 def mean_range(ranges: Collection[Range]) -> Range:
-  """The mean of numbers that share no operand, or move alike with it."""
+  """The mean of numbers that share no operand, or all move alike with it."""
   return Range(*map(mean, zip(*ranges, strict=True)))
 
 
-def agrees(found: Range, printed: Fraction, *, digits: int) -> str:
-  """`yes`, `within rounding` or `no`."""
+def agrees(computed: Range, printed: Fraction, *, digits: int) -> str:
+  """Whether it rounds to `printed`: 'yes', 'within rounding' or 'no'."""
   lost = half(digits)
-  if abs(found.value - printed) <= lost:
+  if abs(computed.value - printed) <= lost:
     return 'yes'
-  if found.low <= printed + lost and printed - lost <= found.high:
+  if computed.low <= printed + lost and printed - lost <= computed.high:
     return 'within rounding'
   return 'no'
 
 
 def count(part: float, total: int, *, digits: int) -> int | None:
-  """The n whose n / total has `part` as its decimals, or None."""
-  # Integers: tens of thousands of totals are tried.
+  """The n for which n / total rounds to `part`, or None."""
+  # Integers, because tens of thousands of totals are tried.
   unit = 10**digits
   scaled = round(part * unit) * total
   n = (2 * scaled + unit) // (2 * unit)  # The nearest.
@@ -81,7 +81,11 @@ def count(part: float, total: int, *, digits: int) -> int | None:
 
 
 def show(number: Fraction, digits: int, sign: str = '') -> str:
-  """In decimals, halves away from zero; `sign` as in a format."""
+  """A number in decimals, rounded half away from zero.
+
+  `sign` is that of a format specification, such as '+'.
+  """
+  # The default precision of 28 digits could round twice.
   with decimal.localcontext(prec=40):
     value = decimal.Decimal(number.numerator) / number.denominator
     value = value.quantize(
@@ -91,5 +95,5 @@ def show(number: Fraction, digits: int, sign: str = '') -> str:
 
 
 def cut(number: Fraction, digits: int) -> Fraction:
-  """Without its further decimals."""
+  """A number truncated to `digits` decimals."""
   return Fraction(math.trunc(number * 10**digits), 10**digits)

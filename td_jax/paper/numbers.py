@@ -4,8 +4,8 @@ Source: Talking-model Distillation, arXiv 2310.03188: tables 1 and 2 (page 8),
 3 and 4 (page 16), 5 and 6 (page 17), 7 and 8 (page 18), 9 (page 19).
 
 A table is a read-only mapping from a row's name to its numbers. Rows are named
-as in `methods.METHODS`; `teacher` is the frozen teacher, and `scratch` is also
-the row that table 4 calls no distillation. The ablations' rows:
+as in `methods.METHODS`. `teacher` is the frozen teacher, and `scratch` is also
+the row that table 4 calls "no distillation". The rows of the ablations are:
 
   no_interaction    encoders and decoders with their consistency losses only
   1_iteration       k = 1
@@ -26,7 +26,7 @@ _Row = TypeVar('_Row')
 
 
 class Improvement(NamedTuple):
-  """A row of tables 1 and 2: better than scratch by so many percent."""
+  """A row of tables 1 and 2: improvement over scratch, in percent."""
 
   dense: float  # MovieLens, one genre.
   sparse: float  # MovieLens, four genres.
@@ -44,7 +44,7 @@ class Scores(NamedTuple):
 
 
 class Accuracies(NamedTuple):
-  """Test accuracy of one run a dataset, as a part of 1."""
+  """Test accuracy of one run per dataset, between 0 and 1."""
 
   cifar10: float
   cifar100: float
@@ -55,7 +55,7 @@ def _table(rows: dict[str, _Row]) -> Mapping[str, _Row]:
   return types.MappingProxyType(rows)
 
 
-# Better than scratch, in percent: methods.
+# Improvement over scratch, in percent: methods.
 TABLE1 = _table(
   {
     'ld': Improvement(0.16, 1.49, 0.03, 1.86, -0.21, 0.83),
@@ -66,7 +66,7 @@ TABLE1 = _table(
   }
 )
 
-# The same: rounds of the conversation.
+# Improvement over scratch, in percent: rounds of the conversation.
 TABLE2 = _table(
   {
     'no_interaction': Improvement(0.81, 2.02, 0.43, 2.26, 2.44, 1.99),

@@ -1,44 +1,54 @@
-"""The paper's tables, run and rendered: every cell through the one loop.
+"""The paper's tables, run and rendered: every cell through the one train loop.
 
   python -m td_jax.paper.tables --table=1,2,3,5,7,8 --workdir=runs/tables --seeds=10
   python -m td_jax.paper.tables --table=4,6,9 --workdir=runs/tables --seeds=3 --teacher=DIR
   python -m td_jax.paper.tables --table=3 --row=td --row=td_ld --seeds=20
   python -m td_jax.paper.tables --table=3 --render
 
-A finished cell is not run again, and an unfinished one goes on where it
-stopped; so the same command carries on after any interruption. Started several
-times at once it shares the work out, cell by cell; small networks gain from a
-process a core (`taskset -c 0 python -m td_jax.paper.tables ... &`, and so on). Cells
-go to results/movielens.jsonl or results/images.jsonl, and each table is rendered
-from them to results/tableN.md, and into README.md where it has a place for it.
+A finished cell is not run again, and an unfinished one resumes where it
+stopped, so the same command carries on after any interruption. Several
+processes started with the same command share the cells; small networks train
+fastest with one process per core (`taskset -c 0 python -m td_jax.paper.tables
+... &`, and so on). Cells are appended to results/movielens.jsonl or
+results/images.jsonl. Each table is rendered from them to results/tableN.md and
+results/tableN.png, and a summary of table 3 goes into README.md.
 """
 
 import argparse
 import collections
+from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import datetime
 import pathlib
-import sys
 import time
+from typing import Any
 
-from absl import logging
 import jax
 
 from td_jax import errors
+from td_jax import types
 from td_jax.configs import movielens as movielens_config
+from td_jax.paper import cells as cells_lib
+from td_jax.paper import command_line
 from td_jax.paper import markdown
 from td_jax.paper import plot
 from td_jax.paper import table_specs
 from td_jax.run import environment
 from td_jax.run import pipeline
 from td_jax.run import preemption
+from td_jax.run import results as results_lib
+from td_jax.storage import files
 from td_jax.storage import results_log
 
+Cell = tuple[str, str, str]  # Domain, row, column.
+
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
-_KEPT = (
-    'method', 'k', 'seeds', 'steps', 'batch_size', 'train_examples',
-    'best_step', 'seconds', 'metric', 'validation', 'test', 'teacher',
-    'controls', 'commit', 'python', 'versions',
+# What a row of results/*.jsonl holds from a run's results.json.
+_FIELDS = (
+  'method', 'k', 'seeds', 'steps', 'batch_size', 'train_examples',
+  'best_step', 'seconds', 'metric', 'validation', 'test', 'teachers',
+  'baselines', 'commit', 'python', 'versions',
 )  # fmt: skip
 
 
@@ -50,20 +60,20 @@ def run(
   seeds: int,
   rows: Sequence[str] = (),
   teacher: str = '',
-  watch,
-  log,
+  watch: preemption.Watch,
+  log: types.Log,
 ) -> None:
-  """Runs the cells that tables `names` lack; each is a line of its file.
+  """Runs the cells that tables `names` lack, and appends each to its file.
 
   Args:
-    names: Of `table_specs.TABLES`.
-    workdir: Where the runs are.
-    results: The folder of the files.
-    seeds: Of each cell; only those that it lacks are run.
-    rows: Of the tables, those to run; none: all.
-    teacher: Of images: the folder of published weights.
-    watch: Says when to stop.
-    log: Takes lines for whoever watches.
+    names: Keys of `table_specs.TABLES`.
+    workdir: The folder of the runs.
+    results: The folder of the result files.
+    seeds: How many seeds each cell should have; only the missing ones run.
+    rows: The rows to run; empty: all rows of the tables.
+    teacher: For images: the folder of published weights.
+    watch: Tells the train loop when to stop.
+    log: Receives progress lines.
   """
   begin(workdir, results)
   cells = list(
@@ -79,32 +89,36 @@ def run(
   for cell in missing:
     domain, row, column = cell
     name = f'{column}-{row}'.replace(' ', '_').replace(',', '')
-    with results_log.lock(workdir / f'{name}.lock') as ours:
+    with results_log.lock(workdir / f'{name}.lock') as acquired:
+      # Read again under the lock: another process may have finished the cell
+      # since `missing` was computed.
       first = _missing([cell], results, seeds).get(cell, seeds)
-      if not ours or first == seeds:
-        continue  # Another process is at it, or has been.
-      found = pipeline.run(
-        table_specs.config(
-          domain,
-          row,
-          column,
-          seeds=range(first, seeds),
-          teacher=teacher_of(domain, workdir, teacher, watch=watch, log=log),
-          kept=str(workdir / 'kept'),
-        ),
-        workdir / f'{name}-{first}-{seeds}',
-        watch=watch,
-        log=log,
+      if not acquired or first == seeds:
+        continue
+      outcome = results_lib.upgraded(
+        pipeline.run(
+          table_specs.config(
+            domain,
+            row,
+            column,
+            seeds=range(first, seeds),
+            teacher=teacher_of(domain, workdir, teacher, watch=watch, log=log),
+            # The name is part of the stored configs, which a resumed run has
+            # to match.
+            cache_dir=str(workdir / 'kept'),
+          ),
+          workdir / f'{name}-{first}-{seeds}',
+          watch=watch,
+          log=log,
+        )
       )
-      kept = {name: found.get(name) for name in _KEPT}
-      if kept['teacher']:  # Where it lies is of this machine alone.
-        kept['teacher'].pop('folder', None)
       results_log.append(
-        results / f'{domain}.jsonl', kept | {'row': row, 'column': column}
+        results / f'{domain}.jsonl',
+        _shared_fields(outcome) | {'row': row, 'column': column},
       )
     left = len(_missing(cells, results, seeds))
     pace = (time.monotonic() - began) / (len(missing) - left)
-    score = found['test']
+    score = outcome['test']
     log(
       f'{column}, {row}: {score["mean"]:.4f} +- '
       f'{score["standard_error"] or 0:.4f}; {left} of {len(cells)} cells left, '
@@ -113,8 +127,14 @@ def run(
 
 
 def begin(workdir: pathlib.Path, results: pathlib.Path) -> None:
-  """What a process does before its first run."""
-  environment.environment()  # Of the code that this process has read.
+  """Prepares a process for its first run.
+
+  Raises:
+    errors.IOFailedError: a folder cannot be made.
+  """
+  # The commit is read once per process, and must be that of the code which is
+  # loaded now, not of what is checked out hours later.
+  environment.environment()
   for folder in (workdir, results):
     try:
       folder.mkdir(parents=True, exist_ok=True)
@@ -122,13 +142,49 @@ def begin(workdir: pathlib.Path, results: pathlib.Path) -> None:
       raise errors.IOFailedError(
         f'{folder} cannot be made: {e.strerror or e}.'
       ) from e
-  # Programs of a row are the same in all genres, and take seconds to compile.
+  # A row compiles the same programs in every genre, for seconds each.
   jax.config.update('jax_compilation_cache_dir', str(workdir / 'compiled'))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
-def _to_run(names, teacher):
-  """Tables 1 and 2 go without images where those have no teacher."""
+def teacher_of(
+  domain: str,
+  workdir: pathlib.Path,
+  teacher: str,
+  *,
+  watch: preemption.Watch,
+  log: types.Log,
+) -> str:
+  """The teacher directory of a domain.
+
+  The teacher of ratings is trained in `workdir` unless it is there; that of
+  images is `teacher`, which the user names.
+  """
+  if domain != 'movielens':
+    return teacher
+  folder = workdir / 'teacher'
+  # The other processes wait here until the first has trained the teacher.
+  with results_log.lock(workdir / 'teacher.lock', wait=True):
+    if not (folder / 'results.json').exists():
+      config = movielens_config.get_config('method=teacher')
+      pipeline.run(config, folder, watch=watch, log=log)
+  return str(folder)
+
+
+def _shared_fields(outcome: Mapping[str, Any]) -> dict[str, Any]:
+  """The part of a results.json that makes sense on other machines."""
+  # `get`, since ratings have no train_examples, and no validation scores once
+  # they are refitted.
+  fields = {name: outcome.get(name) for name in _FIELDS}
+  fields['teachers'] = {
+    name: {key: value for key, value in scores.items() if key != 'folder'}
+    for name, scores in outcome['teachers'].items()
+  }
+  return fields
+
+
+def _to_run(names: Iterable[str], teacher: str) -> list[str]:
+  """The tables to run; 1 and 2 leave out images if these have no teacher."""
   return [
     part
     for name in names
@@ -137,8 +193,10 @@ def _to_run(names, teacher):
   ]
 
 
-def _missing(cells, results, seeds):
-  """{cell: its first seed that has not run} of those that lack some."""
+def _missing(
+  cells: Iterable[Cell], results: pathlib.Path, seeds: int
+) -> dict[Cell, int]:
+  """{cell: its first seed that has not run} of the unfinished cells."""
   done = collections.defaultdict(set)
   for domain in table_specs.COLUMNS:
     for row in results_log.read(results / f'{domain}.jsonl'):
@@ -147,73 +205,91 @@ def _missing(cells, results, seeds):
   return {cell: min(left) for cell, left in lacking.items() if left}
 
 
-def teacher_of(
-  domain: str, workdir: pathlib.Path, teacher: str, *, watch, log
-) -> str:
-  """The teacher's folder; that of ratings is trained if it is absent."""
-  if domain != 'movielens':
-    return teacher
-  folder = workdir / 'teacher'
-  with results_log.lock(workdir / 'teacher.lock', wait=True):
-    if not (folder / 'results.json').exists():
-      config = movielens_config.get_config('method=teacher')
-      pipeline.run(config, folder, watch=watch, log=log)
-  return str(folder)
+def _render(names: Iterable[str], results: pathlib.Path) -> None:
+  """Writes and prints the tables."""
+  cells = cells_lib.read(results)
+  # Only the committed results belong into README.
+  readme = (
+    _ROOT / 'README.md' if results.resolve() == _ROOT / 'results' else None
+  )
+  for name in names:
+    text = markdown.table(name, cells)
+    files.write_atomically(results / f'table{name}.md', text)
+    print(text)
+    if name not in table_specs.TABLES:
+      continue
+    spec = table_specs.TABLES[name]
+    finished, _ = cells_lib.common(spec.domain, spec.rows, cells)
+    # The figure shows gains over scratch, and needs it.
+    if 'scratch' in finished.rows:
+      plot.draw(name, finished, results / f'table{name}.png')
+    if name == '3' and readme:
+      short = markdown.summary(cells)
+      markdown.insert(readme, 'table 3 summary', short)
+      print(short)
+
+
+def _command(args: argparse.Namespace, log: types.Log) -> None:
+  names = args.table.split(',')
+  for name in names:
+    errors.choose('--table', name, markdown.NAMES)
+  # Names are checked before anything runs, which may take hours.
+  parts = _to_run(names, args.teacher)
+  known = {row for part in parts for row in table_specs.TABLES[part].rows}
+  for row in args.row:
+    errors.choose('--row', row, known)
+  if not args.render:
+    run(
+      parts,
+      args.workdir,
+      args.results,
+      seeds=args.seeds,
+      rows=args.row,
+      teacher=args.teacher,
+      watch=preemption.Watch(),
+      log=log,
+    )
+  _render(names, args.results)
 
 
 def main() -> None:
-  """Runs what is missing of tables, then renders them."""
-  logging.set_verbosity(logging.WARNING)
-  parser = argparse.ArgumentParser(description="The paper's tables.")
-  parser.add_argument(
-    '--table', default='3', help=f'some of {",".join(markdown.NAMES)}'
+  """Runs the missing cells of tables, then renders the tables."""
+  parser = argparse.ArgumentParser(
+    description="Run and render the paper's tables."
   )
-  parser.add_argument('--workdir', default='runs/tables', type=pathlib.Path)
-  parser.add_argument('--results', default='results', type=pathlib.Path)
-  parser.add_argument('--seeds', default=5, type=int, help='of each cell')
   parser.add_argument(
-    '--row', default=[], action='append', help='to run; may be repeated'
+    '--table',
+    default='3',
+    help=f'tables, separated by commas: {",".join(markdown.NAMES)}',
   )
-  parser.add_argument('--teacher', default='', help='of images: its weights')
-  parser.add_argument('--render', action='store_true', help='run nothing')
-  args = parser.parse_args()
-  names = args.table.split(',')
-  try:
-    for name in names:
-      errors.choose('--table', name, markdown.NAMES)
-    parts = _to_run(names, args.teacher)
-    known = {row for part in parts for row in table_specs.TABLES[part].rows}
-    for row in args.row:
-      errors.choose('--row', row, known)
-    if not args.render:
-      run(
-        parts,
-        args.workdir,
-        args.results,
-        seeds=args.seeds,
-        rows=args.row,
-        teacher=args.teacher,
-        watch=preemption.Watch(),
-        log=lambda line: print(line, file=sys.stderr, flush=True),
-      )
-    cells = {
-      domain: results_log.read(args.results / f'{domain}.jsonl')
-      for domain in table_specs.COLUMNS
-    }
-    for name in names:
-      text = markdown.table(name, cells)
-      (args.results / f'table{name}.md').write_text(text)
-      if name in table_specs.TABLES:
-        shown = table_specs.TABLES[name]
-        found, _ = markdown.common(shown.domain, shown.rows, cells)
-        if 'scratch' in found.rows:  # Else there is nothing to be better than.
-          plot.draw(name, found, args.results / f'table{name}.png')
-      if args.results.resolve() == _ROOT / 'results':  # Which README shows.
-        markdown.insert(_ROOT / 'README.md', f'table {name}', text)
-      print(text)
-  except errors.TdError as e:
-    print(f'error: {e}', file=sys.stderr)
-    sys.exit(e.exit_code)
+  parser.add_argument(
+    '--workdir',
+    default='runs/tables',
+    type=pathlib.Path,
+    help='folder of the runs; the command resumes what it holds',
+  )
+  parser.add_argument(
+    '--results',
+    default='results',
+    type=pathlib.Path,
+    help='folder of the finished cells and the rendered tables',
+  )
+  parser.add_argument('--seeds', default=5, type=int, help='students per cell')
+  parser.add_argument(
+    '--row',
+    default=[],
+    action='append',
+    help='run only this row; may be repeated',
+  )
+  parser.add_argument(
+    '--teacher',
+    default='',
+    help='for tables of images: folder of the published weights',
+  )
+  parser.add_argument(
+    '--render', action='store_true', help='render only; run nothing'
+  )
+  command_line.run(parser, _command)
 
 
 if __name__ == '__main__':

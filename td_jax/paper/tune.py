@@ -1,40 +1,44 @@
-"""Chooses hyper-parameters on validation, as many trials for every method.
+"""Chooses hyper-parameters on validation, with as many trials for every method.
 
   python -m td_jax.paper.tune --workdir=runs/tables
   python -m td_jax.paper.tune --domain=images --workdir=runs/images --teacher=DIR
   python -m td_jax.paper.tune --best
 
-First `--what=teacher` (of ratings: scored by its mean over the genres that it
-will teach, on three windows of time, the better half of the trials going on to
-the next), then `student` and `steps` (what all methods share, tried on
-scratch); then, which is the default, each method's own weights, with what was
-chosen before in the config. Settings are drawn at random, the same at every call. A
-trial is a row of results/search.jsonl or results/search_images.jsonl, and is
-not run again; several processes share the trials out. The test split is never
-scored.
+The search has three parts, in this order. `--what=teacher` searches the teacher
+of ratings: it is scored by its mean over the genres that it will teach, on three
+windows of time, and the better half of the trials goes on to the next window.
+`--what=student,steps` searches the settings that all methods share, with
+scratch. The default searches the weights of each method, with everything that
+was chosen before in the config.
+
+Settings are drawn at random, but the same ones in every call. A trial is a row
+of results/search.jsonl or results/search_images.jsonl and is not run again;
+several processes share the trials. The test split is never scored.
 """
 
 import argparse
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import json
 import pathlib
-import sys
 import tempfile
 from typing import Any
 
-from absl import logging
 import numpy as np
 
+from td_jax import data
 from td_jax import errors
+from td_jax import types
 from td_jax.data import movielens
 from td_jax.devices import parallel as parallel_lib
+from td_jax.paper import command_line
 from td_jax.paper import table_specs
 from td_jax.paper import tables
 from td_jax.run import pipeline
 from td_jax.run import preemption
 from td_jax.run import saved
-from td_jax.run import scores
+from td_jax.run import scores as scores_lib
 from td_jax.storage import digest
 from td_jax.storage import results_log
 from td_jax.training import statistics
@@ -42,7 +46,8 @@ from td_jax.training import statistics
 FILES = {'movielens': 'search.jsonl', 'images': 'search_images.jsonl'}
 # Where a method's settings are tried: the densest and the sparsest genre.
 COLUMNS = {'movielens': ('Drama', 'War'), 'images': ('cifar10',)}
-_METHOD = {'student': 'scratch', 'steps': 'scratch'}  # Of what is no method.
+# The method that is trained where the search is not for a method.
+_METHOD = {'student': 'scratch', 'steps': 'scratch'}
 _TERMS = {
   'ld': ('logit',),
   'fd': ('feature',),
@@ -53,8 +58,16 @@ _TERMS = {
 }
 
 
-def _weights(values, logit, **others):
-  """The spaces of all methods: the weights of their terms, and `others`."""
+def _weights(
+  values: tuple[float, ...], logit: tuple[float, ...], **others: tuple[Any, ...]
+) -> dict[str, dict[str, tuple[Any, ...]]]:
+  """The spaces of all methods.
+
+  Args:
+    values: Weights to try for every term but the teacher's outputs.
+    logit: Weights to try for the teacher's outputs.
+    **others: What else to try for the methods that talk.
+  """
   return {
     method: {
       f'distill.weights.{term}': logit if term == 'logit' else values
@@ -65,9 +78,11 @@ def _weights(values, logit, **others):
   }
 
 
+# Half a decade apart: wide enough to find the order of magnitude.
 _MANY = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-_WINDOWS = ('1.0', '0.9', '0.8')  # Of a teacher: config.data.train_fraction.
-# What is searched: {domain: {what: {key of the config: values}}}.
+# Values of config.data.train_fraction, the windows of time of a teacher.
+_WINDOWS = ('1.0', '0.9', '0.8')
+# {domain: {what to search: {key of the config: values}}}.
 SPACES: Mapping[str, Mapping[str, Mapping[str, tuple[Any, ...]]]] = {
   'movielens': {
     'teacher': {
@@ -99,7 +114,8 @@ SPACES: Mapping[str, Mapping[str, Mapping[str, tuple[Any, ...]]]] = {
 def trials(
   space: Mapping[str, tuple[Any, ...]], count: int
 ) -> list[dict[str, Any]]:
-  """`count` distinct settings at random, the same at every call."""
+  """`count` distinct settings, drawn at random but the same in every call."""
+  # One generator from a fixed seed: more trials later extend the same list.
   rng = np.random.default_rng(0)
   seen = []
   size = np.prod([len(values) for values in space.values()])
@@ -121,89 +137,109 @@ def run(
   count: int,
   seeds: int,
   teacher: str = '',
-  watch,
-  log,
+  watch: preemption.Watch,
+  log: types.Log,
 ) -> None:
-  """Runs the trials of `chosen` that are missing.
+  """Runs the missing trials of `chosen`.
 
   Args:
-    domain: Of `SPACES`.
-    chosen: Of `SPACES[domain]`.
-    workdir: As of `tables.run`, and with the same teacher.
-    results: The folder of the rows.
-    count: Trials of each.
-    seeds: Students of each trial and column.
-    teacher: Of images: the folder of published weights.
-    watch: Says when to stop.
-    log: Takes lines for whoever watches.
+    domain: A key of `SPACES`.
+    chosen: Keys of `SPACES[domain]`.
+    workdir: The folder of `tables.run`, and so the same teacher.
+    results: The folder of the result files.
+    count: Trials for each of `chosen`.
+    seeds: Students for each trial and column.
+    teacher: For images: the folder of published weights.
+    watch: Tells the train loop when to stop.
+    log: Receives progress lines.
   """
   tables.begin(workdir, results)
   locks, file = workdir / 'tune', results / FILES[domain]
   locks.mkdir(parents=True, exist_ok=True)
   for what, column, settings in _planned(domain, chosen, count, file, locks):
-    with results_log.lock(locks / _name(what, column, settings)) as ours:
-      if not ours or (what, column, settings) in _done(file):
-        continue  # Another process is at it, or has been.
+    with results_log.lock(locks / _name(what, column, settings)) as acquired:
+      # Read again under the lock: another process may have run the trial.
+      if not acquired or (what, column, settings) in _done(file):
+        continue
       folder = ''
       if what in _TERMS:
         folder = tables.teacher_of(
           domain, workdir, teacher, watch=watch, log=log
         )
+        # The refitted teacher has trained on the validation split, on which
+        # trials are scored; the one before its refit has not.
         if domain == 'movielens':
-          folder += '/selection'  # Has not seen validation.
+          folder += '/selection'
       config = table_specs.config(
         domain,
         _METHOD.get(what, what),
         '' if what == 'teacher' else column,
         seeds=range(seeds),
         teacher=folder,
-        kept=str(workdir / 'kept'),
+        cache_dir=str(workdir / 'kept'),
       )
       config.test = config.refit_on_validation = False
       config.update_from_flattened_dict(settings)
       if what == 'teacher':
         config.data.train_fraction = float(column)
-        found = _teach(config, watch)
+        outcome = _train_teachers(config, watch)
       else:
-        found = _run(config, watch)
-      row = {'what': what, 'column': column, 'settings': settings} | found
+        outcome = _train(config, watch)
+      row = {'what': what, 'column': column, 'settings': settings} | outcome
       results_log.append(file, row)
     mean = row['validation']['mean']
     log(f'{what} {column} {settings}: {mean:.5f}, {row["seconds"]:.0f} s')
 
 
-def _planned(domain, chosen, count, file, locks):
+def _planned(
+  domain: str,
+  chosen: Sequence[str],
+  count: int,
+  file: pathlib.Path,
+  locks: pathlib.Path,
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
   """(what, column, settings) of all trials."""
   for what in chosen:
-    tried = trials(SPACES[domain][what], count)
+    settings_left = trials(SPACES[domain][what], count)
     for column in _WINDOWS if what == 'teacher' else COLUMNS[domain]:
-      for settings in tried:
+      for settings in settings_left:
         yield what, column, settings
       if what == 'teacher':
-        for settings in tried:  # Those that other processes are still at.
+        # The next window needs the scores of all trials on this one. Wait for
+        # the trials that other processes are running ...
+        for settings in settings_left:
           with results_log.lock(
             locks / _name(what, column, settings), wait=True
           ):
             pass
-          yield what, column, settings  # If that process has died.
-        seen = _WINDOWS[: _WINDOWS.index(column) + 1]
-        tried = _better_half(tried, seen, results_log.read(file))
+          # ... and run those whose process has died.
+          yield what, column, settings
+        windows = _WINDOWS[: _WINDOWS.index(column) + 1]
+        settings_left = _better_half(
+          settings_left, windows, results_log.read(file)
+        )
 
 
-def _better_half(tried, windows, rows):
-  """Of a teacher's settings, those of the best means over `windows`."""
+def _better_half(
+  candidates: Sequence[dict[str, Any]],
+  windows: Sequence[str],
+  rows: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+  """The half of a teacher's settings with the best means over `windows`."""
 
-  def score(settings):
-    return np.mean(
-      [
-        row['validation']['mean']
-        for row in rows
-        if (row['what'], row['settings']) == ('teacher', settings)
-        and row['column'] in windows
-      ]
+  def score(settings: Mapping[str, Any]) -> float:
+    return float(
+      np.mean(
+        [
+          row['validation']['mean']
+          for row in rows
+          if (row['what'], row['settings']) == ('teacher', settings)
+          and row['column'] in windows
+        ]
+      )
     )
 
-  return sorted(tried, key=score)[: (len(tried) + 1) // 2]
+  return sorted(candidates, key=score)[: (len(candidates) + 1) // 2]
 
 
 def best(
@@ -215,29 +251,31 @@ def best(
   """
   scores: dict[str, dict[str, list[float]]] = {}
   for row in rows:
-    tried = scores.setdefault(row['what'], {})
-    tried.setdefault(json.dumps(row['settings']), []).append(
+    by_settings = scores.setdefault(row['what'], {})
+    by_settings.setdefault(json.dumps(row['settings']), []).append(
       row['validation']['mean']
     )
+  # A file holds one domain, and so one metric.
   lower = {row['metric'] == 'rmse' for row in rows} == {True}
-  found = {}
-  for what, tried in scores.items():
-    whole = max(map(len, tried.values()))
+  choices = {}
+  for what, by_settings in scores.items():
+    # Means over different columns cannot be compared.
+    columns = max(map(len, by_settings.values()))
     means = {
       settings: float(np.mean(values))
-      for settings, values in tried.items()
-      if len(values) == whole
+      for settings, values in by_settings.items()
+      if len(values) == columns
     }
     choice = (min if lower else max)(means, key=lambda key: means[key])
-    found[what] = json.loads(choice), means[choice], len(means)
-  return found
+    choices[what] = json.loads(choice), means[choice], len(means)
+  return choices
 
 
-def _run(config, watch):
-  """What a row says of the run of `config`."""
+def _train(config: types.Config, watch: preemption.Watch) -> dict[str, Any]:
+  """Trains `config`; returns the part of its results that a row holds."""
   with tempfile.TemporaryDirectory() as folder:
     results = pipeline.run(
-      config, pathlib.Path(folder), watch=watch, log=lambda line: None
+      config, pathlib.Path(folder), watch=watch, log=types.no_log
     )
   return {
     name: results[name]
@@ -245,92 +283,121 @@ def _run(config, watch):
   }
 
 
-def _teach(config, watch):
-  """As `_run`, of teachers, one a seed, by their mean over the genres.
+def _train_teachers(
+  config: types.Config, watch: preemption.Watch
+) -> dict[str, Any]:
+  """Like `_train`, for teachers: one per seed, scored by genre.
 
-  Genres overlap, so that this is not the score on all ratings.
+  The score is the mean over the genres. They overlap, so that this is not the
+  score on all ratings.
   """
-  found, scores = {}, []
+  outcome, means = {}, []
+  # One run for each seed: a teacher's run trains a single network.
   for seed in range(config.seeds):
     config.seed, config.data.genre = seed, ''
     with tempfile.TemporaryDirectory() as name:
       folder = pathlib.Path(name)
-      results = pipeline.run(config, folder, watch=watch, log=lambda line: None)
-      each = [_score(config, folder, genre) for genre in movielens.GENRES]
-    scores.append(np.mean(each))
-    found = {
+      results = pipeline.run(config, folder, watch=watch, log=types.no_log)
+      by_genre = [_score(config, folder, genre) for genre in movielens.GENRES]
+    means.append(np.mean(by_genre))
+    outcome = {
       'metric': results['metric'],
-      'best_step': found.get('best_step', []) + results['best_step'],
-      'seconds': found.get('seconds', 0.0) + results['seconds'],
+      'best_step': outcome.get('best_step', []) + results['best_step'],
+      'seconds': outcome.get('seconds', 0.0) + results['seconds'],
       'commit': results['commit'],
     }
-  return found | {'validation': statistics.mean_and_stderr(np.asarray(scores))}
+  return outcome | {'validation': statistics.mean_and_stderr(np.asarray(means))}
 
 
-def _score(config, folder, genre):
+def _score(config: types.Config, folder: pathlib.Path, genre: str) -> float:
   """The validation score of the teacher in `folder` on one genre."""
   config.data.genre = genre
-  task = movielens.load(config, log=lambda line: None)
-  found = saved.load(folder, task)
-  assert task.validation is not None  # Nothing was refitted.
-  score = scores.scorer(
+  task = data.load(config, log=types.no_log)
+  teacher = saved.load(folder, task)
+  assert task.validation is not None  # Nothing has been refitted.
+  score = scores_lib.scorer(
     config,
-    found.model,
+    teacher.model,
     task.validation,
     task=task,
     parallel=parallel_lib.Parallel('single', 1),
-    as_teacher=True,
+    teacher=types.TEACHER,
   )
-  return score(found.variables)[0]
+  return float(score(teacher.variables)[0])
 
 
-def _done(file):
+def _done(file: pathlib.Path) -> list[tuple[str, str, dict[str, Any]]]:
+  """(what, column, settings) of the trials in a file."""
   return [
     (row['what'], row['column'], row['settings'])
     for row in results_log.read(file)
   ]
 
 
-def _name(*told):
-  return f'{digest.sha256(json.dumps(told))[:16]}.lock'
+def _name(what: str, column: str, settings: Mapping[str, Any]) -> str:
+  """The name of a trial's lock."""
+  return f'{digest.sha256(json.dumps([what, column, settings]))[:16]}.lock'
+
+
+def _command(args: argparse.Namespace, log: types.Log) -> None:
+  for what in args.what.split(','):
+    errors.choose('--what', what, SPACES[args.domain])
+  if not args.best:
+    run(
+      args.domain,
+      args.what.split(','),
+      args.workdir,
+      args.results,
+      count=args.trials,
+      seeds=args.seeds,
+      teacher=args.teacher,
+      watch=preemption.Watch(),
+      log=log,
+    )
+  rows = results_log.read(args.results / FILES[args.domain])
+  for what, (settings, score, count) in best(rows).items():
+    print(f'{what}: {score:.5f}, best of {count}: {json.dumps(settings)}')
 
 
 def main() -> None:
-  """Runs the trials that are missing, and prints what is best."""
-  logging.set_verbosity(logging.WARNING)
-  parser = argparse.ArgumentParser(description='Choose hyper-parameters.')
+  """Runs the missing trials, and prints the best settings."""
+  parser = argparse.ArgumentParser(
+    description='Choose hyper-parameters on validation.'
+  )
   parser.add_argument('--domain', default='movielens', choices=SPACES)
   parser.add_argument(
-    '--what', default=','.join(_TERMS), help='teacher, student, steps, methods'
+    '--what',
+    default=','.join(_TERMS),
+    help='what to search, separated by commas: teacher, student, steps, or '
+    'methods',
   )
-  parser.add_argument('--workdir', default='runs/tables', type=pathlib.Path)
-  parser.add_argument('--results', default='results', type=pathlib.Path)
-  parser.add_argument('--trials', default=6, type=int, help='of each')
-  parser.add_argument('--seeds', default=2, type=int, help='of each trial')
-  parser.add_argument('--teacher', default='', help='of images: its weights')
-  parser.add_argument('--best', action='store_true', help='run nothing')
-  args = parser.parse_args()
-  try:
-    for what in args.what.split(','):
-      errors.choose('--what', what, SPACES[args.domain])
-    if not args.best:
-      run(
-        args.domain,
-        args.what.split(','),
-        args.workdir,
-        args.results,
-        count=args.trials,
-        seeds=args.seeds,
-        teacher=args.teacher,
-        watch=preemption.Watch(),
-        log=lambda line: print(line, file=sys.stderr, flush=True),
-      )
-    rows = results_log.read(args.results / FILES[args.domain])
-    for what, (settings, score, count) in best(rows).items():
-      print(f'{what}: {score:.5f}, best of {count}: {json.dumps(settings)}')
-  except errors.TdError as e:
-    print(f'error: {e}', file=sys.stderr)
-    sys.exit(e.exit_code)
+  parser.add_argument(
+    '--workdir',
+    default='runs/tables',
+    type=pathlib.Path,
+    help='folder of the tables; its teacher is used',
+  )
+  parser.add_argument(
+    '--results',
+    default='results',
+    type=pathlib.Path,
+    help='folder of the finished trials',
+  )
+  parser.add_argument(
+    '--trials', default=6, type=int, help='trials for each of --what'
+  )
+  parser.add_argument(
+    '--seeds', default=2, type=int, help='students per trial and column'
+  )
+  parser.add_argument(
+    '--teacher',
+    default='',
+    help='for images: folder of the published weights',
+  )
+  parser.add_argument(
+    '--best', action='store_true', help='print the best only; run nothing'
+  )
+  command_line.run(parser, _command)
 
 
 if __name__ == '__main__':
