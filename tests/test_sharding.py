@@ -62,5 +62,7 @@ def test_the_specs_of_a_tree_can_place_it():
 
 def test_another_mesh_axis():
   leaf = jax.ShapeDtypeStruct((8, 16), jnp.float32)
-  (spec,) = sharding.shard_largest_axis([leaf], _mesh(2), axis='data', min_size=1)
+  (spec,) = sharding.shard_largest_axis(
+    [leaf], _mesh(2), axis='data', min_size=1
+  )
   assert spec == P(None, 'data')
