@@ -133,6 +133,9 @@ def with_share(task: task_lib.Task, share: float) -> task_lib.Task:
   """
   if share == 1:
     return task
+  # Ratings are in memory, never a stream.
+  assert isinstance(task.train, types.Batch)
+  assert isinstance(task.validation, types.Batch)
   examples = np.flatnonzero(task.train.mask)
   chosen = np.random.default_rng(0).choice(
     examples, round(share * len(examples)), replace=False
@@ -156,7 +159,7 @@ def with_share(task: task_lib.Task, share: float) -> task_lib.Task:
     # Padded to the old size, so that all shares run the same program.
     train=feed_lib.padded(part, len(task.train.mask)),
     validation=forget(task.validation),
-    model_args=task.model_args | {'mean': float(part.y.mean())},
+    model_args={**task.model_args, 'mean': float(part.y.mean())},
   )
 
 
@@ -179,9 +182,11 @@ def measure_messages(
     state and with the one that it decodes from the student's message.
   """
   # Padding would count as ratings.
+  assert isinstance(task.validation, types.Batch)
   real = np.flatnonzero(task.validation.mask)[:examples]
   batch = jax.tree.map(lambda leaf: leaf[real], task.validation)
-  method = experiment.method_of(config, task)
+  messages_of = experiment.method_of(config, task).messages
+  assert messages_of is not None  # The method talks.
 
   # One program for all seeds, which share the teacher and the batch.
   @jax.jit
@@ -200,7 +205,7 @@ def measure_messages(
       step=jnp.int32(0),
       rng=jax.random.key(0),  # Without dropout no key is used.
     )
-    message_g, message_h = method.messages(params['method'], lesson)
+    message_g, message_h = messages_of(params['method'], lesson)
     decoder = channel.Decoder(
       hidden=config.distill.hidden,
       widths=(h.states.low.shape[-1], h.states.high.shape[-1]),

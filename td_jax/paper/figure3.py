@@ -209,7 +209,7 @@ def _forward(
 def _first(labels: np.ndarray, real: np.ndarray, room: np.ndarray) -> list[int]:
   """Rows whose class still has room, which they take up in `room`."""
   chosen = []
-  for row in np.flatnonzero(real):
+  for row in np.flatnonzero(real).tolist():
     if room[labels[row]]:
       room[labels[row]] -= 1
       chosen.append(row)

@@ -302,7 +302,7 @@ def _difference(
   finished: cells_lib.FinishedCells, row: str, other: str | None
 ) -> str:
   """The row minus the other, and its p; '' if there is no other."""
-  if other not in finished.rows:
+  if other is None or other not in finished.rows:
     return ''
   gap = finished.difference(row, other)
   if gap.standard_error is None:
