@@ -30,7 +30,8 @@ from td_jax.storage import files
 from td_jax.storage import paths
 from td_jax.training import evaluate
 
-Panels = dict[str, cka.Matrix]  # {'low': [classes, classes], ...}
+# From the input to the conversation. `jax.jit` returns mappings sorted by name.
+_PANELS = ('low', 'high', 'message')
 # {teacher: {panel: (student's features [b, d], teacher's [b, d'])}}
 Features = dict[str, dict[str, tuple[jax.Array, jax.Array]]]
 
@@ -90,7 +91,9 @@ def compare(
         classes=task.model_args['classes'],
         examples=examples,
       )
-      for name, (student, other) in pairs.items()
+      for name in _PANELS
+      if name in pairs
+      for student, other in [pairs[name]]
     }
     for teacher, pairs in features.items()
   }
