@@ -1,17 +1,59 @@
-"""Package td_jax: what it needs, and where."""
+"""Package td_jax: its metadata and its requirements."""
 
 import pathlib
+import re
 
 import setuptools
 
+_ROOT = pathlib.Path(__file__).parent
+# Read as text: importing the package would need what it requires.
+_VERSION = re.search(
+  r"^__version__ = '(.+)'$",
+  (_ROOT / 'td_jax' / '__init__.py').read_text(encoding='utf-8'),
+  re.MULTILINE,
+)[1]
+_PLOT = ['matplotlib>=3.8']
+_DOCS = [
+  'mkdocs>=1.6,<2',  # The theme and our hooks are for version 1.
+  'mkdocs-material>=9.7',
+  'mkdocstrings[python]>=1.0',
+]
+
 setuptools.setup(
   name='td_jax',
-  version='0.1.0',
+  version=_VERSION,
   description='Talking-model Distillation (arXiv 2310.03188) in JAX and Flax',
-  long_description=(pathlib.Path(__file__).parent / 'README.md').read_text(),
+  long_description=(_ROOT / 'README.md').read_text(encoding='utf-8'),
   long_description_content_type='text/markdown',
+  author='The td_jax authors',
+  license_expression='Apache-2.0',
+  license_files=['LICENSE'],
+  keywords=[
+    'jax',
+    'flax',
+    'knowledge distillation',
+    'foundation models',
+    'vision transformer',
+    'recommender systems',
+  ],
+  classifiers=[
+    'Development Status :: 4 - Beta',
+    'Environment :: Console',
+    'Intended Audience :: Science/Research',
+    'Operating System :: POSIX :: Linux',
+    'Programming Language :: Python :: 3',
+    'Programming Language :: Python :: 3 :: Only',
+    'Programming Language :: Python :: 3.11',
+    'Programming Language :: Python :: 3.12',
+    'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    'Typing :: Typed',
+  ],
+  project_urls={'Paper': 'https://arxiv.org/abs/2310.03188'},
   packages=setuptools.find_packages(include=['td_jax', 'td_jax.*']),
   package_data={'td_jax': ['py.typed']},
+  # The wheel holds what is listed above, not all that MANIFEST.in adds.
+  include_package_data=False,
+  entry_points={'console_scripts': ['td_jax = td_jax.main:run']},
   python_requires='>=3.11',
   install_requires=[
     'absl-py>=2.1',
@@ -26,27 +68,32 @@ setuptools.setup(
     'numpy>=2.0',
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12.0',
-    'safetensors>=0.4.3',  # Teachers of Hugging Face.
-    'tensorboardX>=2.6',  # Events without importing TensorFlow.
-    'scipy>=1.13',  # Student's t, for the tables.
+    'safetensors>=0.4.3',  # Reads the weights of Hugging Face models.
+    'tensorboardX>=2.6',  # Writes events without importing TensorFlow.
+    'scipy>=1.13',  # Student's t distribution, for the tables.
     'tensorflow-datasets>=4.9.10',
-    'tensorflow-cpu>=2.18',  # What TFDS prepares and reads with.
-    'importlib_resources',  # TFDS needs it and does not say so.
+    'tensorflow-cpu>=2.18',  # TFDS prepares and reads datasets with it.
+    'importlib_resources',  # TFDS imports it but does not require it.
     'tqdm>=4.66',
   ],
   extras_require={
     'tpu': ['jax[tpu]>=0.10.0'],
-    'tpu_compile': ['libtpu'],  # Compiles for TPUs on a machine without.
-    'plot': ['matplotlib>=3.8'],
+    # Compiles for TPUs on a machine that has none.
+    'tpu_compile': ['libtpu'],
+    'plot': _PLOT,
+    'docs': _DOCS,
     'dev': [
       'beartype>=0.18',
       'hypothesis>=6.100',
-      'matplotlib>=3.8',
       'pyright>=1.1.400',
       'pytest>=8.3',
       'pytest-timeout>=2.3',
       'pytest-xdist>=3.6',
       'ruff>=0.12',
+      # tests/test_package.py builds the wheel without an isolated environment.
+      'setuptools>=77',
+      'wheel>=0.43',
+      *_PLOT,
     ],
   },
 )

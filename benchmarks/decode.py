@@ -1,16 +1,19 @@
-"""Images a second that a host decodes, and milliseconds of augmentation.
+"""Measures how fast a host decodes images, and a device augments them.
 
   python benchmarks/decode.py --out=results/decode.json
 
-Makes JPEGs of ImageNet's usual size (500 x 375 pixels, about 110 kB), lays
-them out as a folder, as array_record and as tfrecord, and streams them as
-training and evaluation do, on one core and on all. `bare` is the same decoding
-in one thread with nothing around it. `images_per_cpu_s` is what one core does;
-`cores_busy` below `cores` says that other work had the rest of the machine, and
-`images_per_s` is then less than an idle machine's. Then `preprocess.augment` of batches in
-memory, 32 x 32 pixels to 56 x 56, on JAX's default device.
+It makes JPEGs of ImageNet's usual size (500 x 375 pixels, about 110 kB), stores
+them as a folder, as array_record and as tfrecord, and streams them as training
+and evaluation do, on one core and on all cores. `bare` decodes the same images
+in one thread without a pipeline. `images_per_cpu_s` is the rate of one core.
+Where `cores_busy` is below `cores`, other work used the rest of the machine, and
+an idle machine would reach more `images_per_s`.
+
+Then it times `preprocess.augment` on batches in memory, from 32 x 32 to 56 x 56
+pixels, on JAX's default device.
 """
 
+from collections.abc import Callable
 import functools
 import importlib.metadata
 import io
@@ -22,23 +25,32 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 from absl import app
 from absl import flags
 import numpy as np
 
-_OUT = flags.DEFINE_string('out', '', 'JSON of the figures; "" prints only.')
-_IMAGES = flags.DEFINE_integer('images', 1024, 'JPEGs to make.')
-_SECONDS = flags.DEFINE_float('seconds', 5.0, 'Length of a measurement.')
-_PART = flags.DEFINE_string('part', '', 'For its own use: what to measure.')
-_CORES = flags.DEFINE_integer('cores', 0, 'For its own use: how many to use.')
-_FOLDER = flags.DEFINE_string('folder', '', 'For its own use: the images.')
+_OUT = flags.DEFINE_string('out', '', 'JSON file of the figures.')
+_SECONDS = flags.DEFINE_float('seconds', 5.0, 'Length of each measurement.')
+# The script starts itself with these, once for each measurement.
+_PART = flags.DEFINE_string('part', '', 'Internal: what to measure.')
+_CORES = flags.DEFINE_integer('cores', 0, 'Internal: the number of cores.')
+_FOLDER = flags.DEFINE_string('folder', '', 'Internal: where the images are.')
 
 _BATCH = 64
 _SHARDS = 8
+_WARMUP_CALLS = 6  # More batches than a pipeline holds ready.
+# Evaluation ends with the images, so they must outlast its warm-up.
+_IMAGES = flags.DEFINE_integer(
+  'images',
+  1024,
+  'Number of JPEGs to make.',
+  lower_bound=(_WARMUP_CALLS + 1) * _BATCH,
+)
 
 
-def _make(folder):
+def _make(folder: pathlib.Path) -> float:
   """Writes the images in all layouts; returns their mean size in bytes."""
   import tensorflow as tf
   import tensorflow_datasets as tfds
@@ -47,7 +59,7 @@ def _make(folder):
   for number in range(_IMAGES.value):
     small = rng.uniform(0, 255, (1, 12, 16, 3))
     smooth = tf.image.resize(small, (375, 500), 'bicubic')[0].numpy()
-    # Noise stands for texture: it fills a JPEG as photographs do.
+    # Noise in the place of texture makes the files as large as photographs.
     noisy = np.clip(smooth + rng.normal(0, 22, smooth.shape), 0, 255)
     files.append(tf.io.encode_jpeg(noisy.astype(np.uint8), quality=90).numpy())
     path = folder / 'folder' / 'train' / str(number % 10) / f'{number}.jpg'
@@ -76,18 +88,24 @@ def _make(folder):
   return float(np.mean([len(file) for file in files]))
 
 
-def _rate(run, images, steps=None):
-  """Speed of `run(step)`, which has `images` of them, of at most so many."""
-  warm = 6
-  for step in range(warm):  # Until nothing more is waiting, decoded.
+def _rate(
+  run: Callable[[int], Any], images: int, steps: int | None = None
+) -> dict[str, float]:
+  """The speed of `run(step)`, which handles `images` images in each call.
+
+  `steps` is the number of calls that are possible, if that is limited.
+  """
+  # A pipeline decodes ahead: its first batches would look too fast.
+  for step in range(_WARMUP_CALLS):
     run(step)
-  start, busy, step = time.perf_counter(), time.process_time(), warm
+  start, busy = time.perf_counter(), time.process_time()
+  step = _WARMUP_CALLS
   while time.perf_counter() < start + _SECONDS.value and step != steps:
     run(step)
     step += 1
-  done = (step - warm) * images
+  done = (step - _WARMUP_CALLS) * images
   wall, busy = time.perf_counter() - start, time.process_time() - busy
-  # What a core does is told by its seconds, not by those that others took.
+  # Process time leaves out the seconds that other processes took.
   return {
     'images_per_s': done / wall,
     'images_per_cpu_s': done / busy,
@@ -95,8 +113,8 @@ def _rate(run, images, steps=None):
   }
 
 
-def _streams(folder, cores):
-  """What is decoded on so many cores: a row for each layout and size."""
+def _streams(folder: pathlib.Path, cores: int) -> list[dict[str, Any]]:
+  """Decoding on `cores` cores: a row for each layout and size."""
   from td_jax.data import host_pipeline
   from td_jax.data import records
 
@@ -108,9 +126,10 @@ def _streams(folder, cores):
       ('tfrecord', 'jpegs'),
     )
   }
-  rows, options = [], {'batch_size': _BATCH, 'workers': cores}
+  rows: list[dict[str, Any]] = []
+  options: dict[str, Any] = {'batch_size': _BATCH, 'workers': cores}
 
-  def add(layout, what, speed):
+  def add(layout: str, what: str, speed: dict[str, float]) -> None:
     rows.append({'layout': layout, 'what': what, 'cores': cores, **speed})
     print(rows[-1], file=sys.stderr)
 
@@ -121,34 +140,38 @@ def _streams(folder, cores):
     ('array_record', 384, 'uint8'),
     ('tfrecord', 384, 'uint8'),
   ):
-    run = host_pipeline.training(
+    pipeline = host_pipeline.training(
       sources[layout], seed=0, size=size, dtype=dtype, **options
     )
     what = f'training, {size} px, {dtype}'
-    add(layout, what, _rate(run.batch, _BATCH))
-    run.close()
+    add(layout, what, _rate(pipeline.batch, _BATCH))
+    pipeline.close()
     if layout == 'folder' and cores == 1:
-      add('memory', f'{what}, bare', _rate(_bare(run, sources[layout]), 1))
-  run = host_pipeline.evaluation(sources['folder'], size=384, **options)
-  whole = len(sources['folder']) // _BATCH
-  add('folder', 'evaluation, 384 px, uint8', _rate(run.batch, _BATCH, whole))
+      add('memory', f'{what}, bare', _rate(_bare(pipeline, sources[layout]), 1))
+  pipeline = host_pipeline.evaluation(sources['folder'], size=384, **options)
+  batches = len(sources['folder']) // _BATCH
+  add(
+    'folder',
+    'evaluation, 384 px, uint8',
+    _rate(pipeline.batch, _BATCH, batches),
+  )
   return rows
 
 
-def _bare(run, source):
-  """Decodes one image as `run` does, with nothing around it."""
+def _bare(pipeline: Any, source: Any) -> Callable[[int], None]:
+  """Decodes one image at each call, as `pipeline` does, in this thread."""
   examples = source.read(np.arange(len(source)))
   draws = np.random.default_rng(0).random((len(source), 5), np.float32)
 
-  def decode(step):
-    place = step % len(examples)
-    run._decode(examples[place].image, draws[place])
+  def decode(step: int) -> None:
+    i = step % len(examples)
+    pipeline._decode(examples[i].image, draws[i])
 
   return decode
 
 
-def _augment():
-  """Milliseconds of augmenting a batch from memory, in a jitted function."""
+def _augment() -> list[dict[str, Any]]:
+  """Milliseconds of a jitted augmentation, for batches of several sizes."""
   import jax
 
   from td_jax.data import preprocess
@@ -162,8 +185,8 @@ def _augment():
       jax.random.split(jax.random.key(0), batch),
     )
 
-    def run(step, arguments=arguments):
-      del step  # Always the same.
+    def run(step: int, arguments: tuple[Any, Any] = arguments) -> None:
+      del step  # The arguments are always the same.
       augment(*arguments).block_until_ready()
 
     rows.append(
@@ -178,8 +201,8 @@ def _augment():
   return rows
 
 
-def _cpu():
-  """The processor's name, as Linux has it."""
+def _cpu() -> str:
+  """The name of the processor, from Linux if possible."""
   info = pathlib.Path('/proc/cpuinfo')
   lines = info.read_text().splitlines() if info.exists() else []
   names = [
@@ -188,9 +211,10 @@ def _cpu():
   return names[0].strip() if names else platform.processor()
 
 
-def _measure(part, folder, cores):
-  """What `part` says in a process of its own, of which nothing else is left."""
-  said = subprocess.run(
+def _measure(part: str, folder: str, cores: int) -> list[dict[str, Any]]:
+  """The rows of `part`, measured in a fresh process on `cores` cores."""
+  # Thread pools of earlier measurements would compete for the cores.
+  output = subprocess.run(
     [
       *(sys.executable, __file__, f'--part={part}', f'--folder={folder}'),
       *(f'--cores={cores}', f'--seconds={_SECONDS.value}'),
@@ -199,11 +223,11 @@ def _measure(part, folder, cores):
     stdout=subprocess.PIPE,
     text=True,
   ).stdout
-  return json.loads(said.splitlines()[-1])
+  return json.loads(output.splitlines()[-1])
 
 
-def main(argv):
-  del argv  # Flags say it all.
+def main() -> None:
+  """Measures everything, or the one part that a flag names."""
   available = sorted(os.sched_getaffinity(0))
   if _PART.value:
     cores = _CORES.value
@@ -223,7 +247,7 @@ def main(argv):
 
   from td_jax.run import environment
 
-  found = {
+  figures = {
     'streams': streams,
     'augment': augment,
     'mean_jpeg_bytes': size,
@@ -233,11 +257,11 @@ def main(argv):
     **environment.environment(),
   }
   for name in ('tensorflow-cpu', 'tensorflow-datasets', 'array_record'):
-    found['versions'][name] = importlib.metadata.version(name)
-  print(json.dumps(found, indent=1))
+    figures['versions'][name] = importlib.metadata.version(name)
+  print(json.dumps(figures, indent=1))
   if _OUT.value:
-    pathlib.Path(_OUT.value).write_text(json.dumps(found, indent=1) + '\n')
+    pathlib.Path(_OUT.value).write_text(json.dumps(figures, indent=1) + '\n')
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.run(lambda argv: main())

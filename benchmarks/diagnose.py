@@ -133,17 +133,17 @@ def with_share(task: task_lib.Task, share: float) -> task_lib.Task:
   """
   if share == 1:
     return task
-  # Ratings are in memory, never a stream.
-  assert isinstance(task.train, types.Batch)
-  assert isinstance(task.validation, types.Batch)
-  examples = np.flatnonzero(task.train.mask)
+  train, validation = task.train, task.validation
+  assert isinstance(train, types.Batch)  # Ratings are in memory,
+  assert isinstance(validation, types.Batch)  # and not refitted here.
+  examples = np.flatnonzero(train.mask)
   chosen = np.random.default_rng(0).choice(
     examples, round(share * len(examples)), replace=False
   )
   # In the original order.
   chosen.sort()
   known = {
-    name: np.unique(task.train.x[name][chosen]) for name in ('user', 'movie')
+    name: np.unique(train.x[name][chosen]) for name in ('user', 'movie')
   }
 
   def forget(batch: types.Batch) -> types.Batch:
@@ -154,11 +154,11 @@ def with_share(task: task_lib.Task, share: float) -> task_lib.Task:
     }
     return batch._replace(x=x)
 
-  part = jax.tree.map(lambda leaf: leaf[chosen], forget(task.train))
+  part = jax.tree.map(lambda leaf: leaf[chosen], forget(train))
   return task._replace(
     # Padded to the old size, so that all shares run the same program.
-    train=feed_lib.padded(part, len(task.train.mask)),
-    validation=forget(task.validation),
+    train=feed_lib.padded(part, len(train.mask)),
+    validation=forget(validation),
     model_args={**task.model_args, 'mean': float(part.y.mean())},
   )
 
@@ -181,12 +181,13 @@ def measure_messages(
     state's mean would be nearer. `rmse ...`: of the teacher, with its own low
     state and with the one that it decodes from the student's message.
   """
+  validation = task.validation
+  assert isinstance(validation, types.Batch)
   # Padding would count as ratings.
-  assert isinstance(task.validation, types.Batch)
-  real = np.flatnonzero(task.validation.mask)[:examples]
-  batch = jax.tree.map(lambda leaf: leaf[real], task.validation)
-  messages_of = experiment.method_of(config, task).messages
-  assert messages_of is not None  # The method talks.
+  real = np.flatnonzero(validation.mask)[:examples]
+  batch = jax.tree.map(lambda leaf: leaf[real], validation)
+  messages = experiment.method_of(config, task).messages
+  assert messages is not None  # Only runs that talk are measured.
 
   # One program for all seeds, which share the teacher and the batch.
   @jax.jit
@@ -205,7 +206,7 @@ def measure_messages(
       step=jnp.int32(0),
       rng=jax.random.key(0),  # Without dropout no key is used.
     )
-    message_g, message_h = messages_of(params['method'], lesson)
+    message_g, message_h = messages(params['method'], lesson)
     decoder = channel.Decoder(
       hidden=config.distill.hidden,
       widths=(h.states.low.shape[-1], h.states.high.shape[-1]),

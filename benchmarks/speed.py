@@ -1,4 +1,4 @@
-"""Milliseconds a training step, beside the PyTorch peer in one run.
+"""Measures milliseconds per training step, beside a PyTorch version of it.
 
   python benchmarks/speed.py --out=results/speed_movielens.json \
       --peer=PATH/torch_td.py --peer_python=VENV/bin/python
@@ -6,20 +6,21 @@
   python benchmarks/speed.py --profile='scratch,td k=1' \
       --out=results/profile_movielens.md
 
-The peer's settings and ours take turns, burst by burst, so that both see the
-same machine; each figure is the median of its bursts' medians. Same widths,
-batch and dropout on both sides, one seed; ours gathers and prepares real
-ratings and real images (CIFAR-10, its crops and flips included), the peer
-cycles through made-up ones. Teachers of images have random weights. Without
---peer only ours is measured.
+td_jax and the peer take turns, burst by burst, so that both see the same
+machine. Each figure is the median of the bursts' medians. Both sides have the
+same widths, batch size, dropout and number of seeds. td_jax gathers and
+prepares real ratings and real images (CIFAR-10, with crops and flips); the peer
+cycles through synthetic ones. Teachers of images have random weights. Without
+--peer only td_jax is measured.
 
-`--settings` measures some; the others of --out stay as they are, so that a
-shared machine can be taken for a minute at a time. README.md takes its tables
-from --out where it is in results/; `--render` measures nothing. `--profile`
-shows where the time of settings goes.
+`--settings` measures some of the settings and leaves the others in --out as
+they are, for a machine that is free for a minute at a time. If --out is in
+results/, its table is also written to docs/speed.md; `--render` does only that.
+`--profile` shows where the time of some settings goes.
 """
 
 import collections
+from collections.abc import Iterator
 import glob
 import gzip
 import json
@@ -27,24 +28,25 @@ import os
 import pathlib
 import re
 import subprocess
-import sys
 import tempfile
 import time
+from typing import Any
 from typing import NamedTuple
 
 from absl import app
 from absl import flags
-from absl import logging
 import jax
 import numpy as np
 
 from td_jax import data
 from td_jax import errors
 from td_jax import models
+from td_jax import types
 from td_jax.configs import movielens
 from td_jax.configs import vit_cifar10
 from td_jax.devices import parallel
 from td_jax.paper import markdown
+from td_jax.run import command
 from td_jax.run import environment
 from td_jax.run import experiment
 from td_jax.run import pipeline
@@ -52,27 +54,38 @@ from td_jax.run import preemption
 from td_jax.run import teachers
 from td_jax.tpu_cost import flops
 
-_OUT = flags.DEFINE_string('out', '', 'JSON, or a profile; "" prints only.')
-_PEER = flags.DEFINE_string('peer', '', 'torch_td.py.')
-_PEER_PYTHON = flags.DEFINE_string('peer_python', '', 'Python with torch.')
+_OUT = flags.DEFINE_string(
+  'out', '', 'JSON of the rows, or Markdown of a profile.'
+)
+_PEER = flags.DEFINE_string('peer', '', 'Path of torch_td.py.')
+_PEER_PYTHON = flags.DEFINE_string('peer_python', '', 'Python with PyTorch.')
 _ROUNDS = flags.DEFINE_integer('rounds', 5, 'Bursts of each setting.')
 _SECONDS = flags.DEFINE_float('seconds', 1.5, 'Length of a burst.')
-_TASK = flags.DEFINE_enum('task', 'movielens', ['movielens', 'images'], 'Of.')
-_CHOSEN = flags.DEFINE_list('settings', [], 'Some only, such as "td k=1".')
-_RENDER = flags.DEFINE_bool('render', False, 'Measure nothing.')
-_PROFILE = flags.DEFINE_list('profile', [], 'Settings to be profiled.')
+_TASK = flags.DEFINE_enum(
+  'task', 'movielens', ['movielens', 'images'], 'Dataset and networks.'
+)
+_CHOSEN = flags.DEFINE_list('settings', [], 'What to measure; by default all.')
+_RENDER = flags.DEFINE_bool('render', False, 'Only write the table of --out.')
+_PROFILE = flags.DEFINE_list('profile', [], 'Settings to profile.')
+
+_PAGE = pathlib.Path('docs', 'speed.md')  # Relative to the checkout.
+_PROFILED_BURSTS = 4
+# Sizes of the matrix products whose best rate is the ceiling; those of the
+# peer's README.
+_CEILING_SIZES = ((256, 768, 256), (4096, 512, 512), (2048, 2048, 2048))
+_CEILING_TRIES = 20
 
 
 class Setting(NamedTuple):
-  """One bar of the benchmark."""
+  """One row of the benchmark."""
 
   method: str
   k: int
   batch: int
   seeds: int
-  cached: bool  # Whether the teacher's states on x are computed before.
-  peer: str  # Its name of the method; '': it is not measured.
-  patch: int = 0  # Of images: 14 is a ViT-S at 56 px, 32 a ViT-B at 224 px.
+  cached: bool  # Whether the teacher's states on x are precomputed.
+  peer: str  # The peer's name for the method; '' if it is not measured.
+  patch: int = 0  # For images: 14 is a ViT-S at 56 px, 32 a ViT-B at 224 px.
 
 
 SETTINGS = {
@@ -104,64 +117,67 @@ SETTINGS = {
     'ViT-B/32 td k=1 cached': Setting('td', 1, 8, 1, True, 'TD', 32),
   },
 }
-_STEPS = {'movielens': 50, 'images': 1}  # Of a dispatch.
+_STEPS_PER_DISPATCH = {'movielens': 50, 'images': 1}
 
 
-class Ours:
-  """One compiled setting, ready to be timed."""
+class Program:
+  """The compiled training program of one setting, ready to be timed."""
 
-  def __init__(self, name, teacher_folder):
-    self._steps = _STEPS[str(_TASK.value)]
+  def __init__(self, setting: Setting, teacher_dir: str):
+    self._steps = _STEPS_PER_DISPATCH[_task()]
     start = time.perf_counter()
-    if _TASK.value == 'movielens':
-      config, made = _movielens(_setting(name), teacher_folder)
+    if _task() == 'movielens':
+      config, built = _movielens(setting, teacher_dir)
     else:
-      config, made = _images(_setting(name))
+      config, built = _images(setting)
     self.steps = config.steps
-    self._fixed, self._state, self._rows = made.fixed, made.state, made.rows
-    # Compiled by hand, so that a profile can read what XLA made of it.
-    traced = jax.jit(made.train, donate_argnums=0).trace(
+    self._fixed, self._state, self._rows = built.fixed, built.state, built.rows
+    # Compiled ahead of time, so that a profile can read the optimised program.
+    traced = jax.jit(built.train, donate_argnums=0).trace(
       self._state, self._fixed, self._rows(0, self._steps)
     )
     self.gflop = flops.count(traced.jaxpr).hardware / self._steps / 1e9
     self._train = traced.lower().compile()
     self.seconds_to_start = time.perf_counter() - start
-    self.burst(0.0)  # The first touches memory for the first time.
+    # The first dispatch is slower, because it touches new memory.
+    self.burst(0.0)
 
-  def burst(self, seconds):
-    """Median milliseconds a step over dispatches of `seconds` in all."""
-    taken, end = [], time.perf_counter() + seconds
-    while not taken or time.perf_counter() < end:
+  def burst(self, seconds: float) -> float:
+    """Median milliseconds per step, over dispatches of `seconds` in total."""
+    durations, end = [], time.perf_counter() + seconds
+    while not durations or time.perf_counter() < end:
       rows = self._rows(0, self._steps)
       start = time.perf_counter()
       self._state, _ = self._train(self._state, self._fixed, rows)
       jax.block_until_ready(self._state)
-      taken.append(1e3 * (time.perf_counter() - start) / self._steps)
-    return float(np.median(taken))
+      durations.append(1e3 * (time.perf_counter() - start) / self._steps)
+    return float(np.median(durations))
 
-  def hlo(self):
-    """The optimized program as text."""
-    return self._train.as_text()
-
-
-def _setting(name):
-  return SETTINGS[str(_TASK.value)][name]
+  def hlo(self) -> str:
+    """The optimised program as text."""
+    return self._train.as_text() or ''
 
 
-def _movielens(setting, teacher_folder):
+def _task() -> str:
+  return str(_TASK.value)
+
+
+def _movielens(
+  setting: Setting, teacher_dir: str
+) -> tuple[types.Config, experiment.Experiment]:
   config = movielens.get_config(f'method={setting.method}')
   config.k, config.batch_size = setting.k, setting.batch
   config.seeds = setting.seeds
-  config.model.dropout = 0.2  # The peer's.
+  config.model.dropout = 0.2  # As in the peer.
   config.teacher.cache = setting.cached
-  config.teacher.checkpoint = teacher_folder
+  config.teacher.checkpoint = teacher_dir
   return config, pipeline.prepare(config)
 
 
-def _images(setting):
+def _images(setting: Setting) -> tuple[types.Config, experiment.Experiment]:
   config = vit_cifar10.get_config(f'laptop,method={setting.method}')
   config.k, config.batch_size = setting.k, setting.batch
-  config.distill.hidden = config.distill.message = 512  # The peer's.
+  config.distill.hidden = config.distill.message = 512  # As in the peer.
   config.data.limit, config.data.test = 100, 'test[:100]'
   if setting.patch == 32:
     for part in (config, config.teacher):
@@ -169,29 +185,26 @@ def _images(setting):
         {'width': 768, 'heads': 12, 'mlp_width': 3072, 'patch': 32}
       )
     config.data.size = 224
-  # Where the teacher has looked before, at the one crop of each image.
+  # Cached states belong to a fixed crop; without a cache every crop is new.
   config.teacher.cache = setting.cached
-  config.data.augment, config.data.fixed_crops = (
-    'inception',
-    int(setting.cached),
-  )
+  config.data.augment = 'inception'
+  config.data.fixed_crops = int(setting.cached)
   config.student_init = 'random'
-  task = data.DOMAINS[config.domain].load(config, log=print)
+  task = data.load(config, log=print)
   model = models.build(config.teacher.model, task.model_args)
   shape = (1, config.data.size, config.data.size, 3)
   variables = model.init(jax.random.key(1), np.zeros(shape), train=False)
-  made = experiment.build(
+  built = experiment.build(
     config,
     parallel.Parallel('single', 1),
     task,
-    teachers.Teacher(model, variables, ''),
+    {types.TEACHER: teachers.Teacher(model, variables, '')},
   )
-  return config, made
+  return config, built
 
 
-def _peer(name):
-  """The peer's milliseconds a step, in a process of its own."""
-  setting = _setting(name)
+def _peer_ms(setting: Setting) -> float:
+  """The peer's milliseconds per step, in its own process."""
   options = {
     'method': setting.peer,
     'k': setting.k,
@@ -199,7 +212,7 @@ def _peer(name):
     'seconds': _SECONDS.value,
     'warmup': 20 if setting.batch < 1000 else 3,
   }
-  if _TASK.value == 'images':
+  if _task() == 'images':
     small = setting.patch == 14
     options |= {
       'task': 'vit',
@@ -210,7 +223,7 @@ def _peer(name):
       'image': 56 if small else 224,
       'classes': 10,
     }
-  said = subprocess.run(
+  output = subprocess.run(
     [
       _PEER_PYTHON.value,
       _PEER.value,
@@ -219,43 +232,45 @@ def _peer(name):
     check=True,
     capture_output=True,
     text=True,
-  ).stdout.splitlines()
-  return json.loads(said[-1])['median_ms_per_step']
+  ).stdout
+  return json.loads(output.splitlines()[-1])['median_ms_per_step']
 
 
-def _ceiling():
-  """Best GFLOP/s of one float32 matmul, of the sizes the peer's README has."""
+def _ceiling() -> float:
+  """The best GFLOP/s of a single float32 matrix product."""
   best = 0.0
-  for m, k, n in ((256, 768, 256), (4096, 512, 512), (2048, 2048, 2048)):
-    a, b = np.ones((m, k), np.float32), np.ones((k, n), np.float32)
-    a, b = jax.device_put(a), jax.device_put(b)
+  for m, k, n in _CEILING_SIZES:
+    a = jax.device_put(np.ones((m, k), np.float32))
+    b = jax.device_put(np.ones((k, n), np.float32))
     multiply = jax.jit(lambda a, b: a @ b)
     multiply(a, b).block_until_ready()
-    for _ in range(20):
+    for _ in range(_CEILING_TRIES):
       start = time.perf_counter()
       multiply(a, b).block_until_ready()
       best = max(best, 2e-9 * m * k * n / (time.perf_counter() - start))
   return best
 
 
-# (what is sought in an operation's opcodes, or in its source; its kind)
+# (pattern, kind): an operation is of the first kind whose pattern occurs in its
+# opcodes or in the name of its source. The order matters, because a fusion has
+# several opcodes.
 _KINDS = (
   (r'\bdot\b', 'matrix products'),
-  (r'\bscatter\b', "gradients of tables' rows"),
+  (r'\bscatter\b', 'gradients of embedding tables'),
   (r'/optimizer/', 'optimizer'),
-  (r'/norm/', "the gradient's norm, to report it"),
+  (r'/norm/', 'gradient norm, for the metrics'),
   (r'/take/', 'gathering the batch'),
   (r'/drop/|/random|threefry|\bxor\b', 'dropout and its random bits'),
   (r'LayerNorm', 'LayerNorm'),
   (r'_embed', 'embeddings'),
   (r'\bcopy\b|\bconcatenate\b|\btranspose\b', 'copies'),
-  (r'', 'other sums and element-wise work'),
+  (r'', 'other sums and elementwise work'),
 )
 
 
-def _kinds(hlo):
-  """Name of an operation in `hlo` -> its kind, of `_KINDS`."""
-  inside, found = collections.defaultdict(list), {}
+def _kinds(hlo: str) -> dict[str, str]:
+  """{operation: kind} for the operations of a compiled program."""
+  opcodes, operations = collections.defaultdict(list), {}
   computation = ''
   for line in hlo.splitlines():
     if line.endswith('{') and not line.startswith(' '):
@@ -264,10 +279,10 @@ def _kinds(hlo):
     if not match:
       continue
     name, opcode = match.groups()
-    inside[computation].append(opcode)
+    opcodes[computation].append(opcode)
     source = re.search(r'op_name="([^"]*)"', line)
     called = re.search(r'calls=%?([\w.-]+)', line)
-    found[name] = (
+    operations[name] = (
       opcode,
       source[1] if source else '',
       called[1] if called else '',
@@ -275,74 +290,76 @@ def _kinds(hlo):
   return {
     name: next(
       kind
-      for sought, kind in _KINDS
-      if re.search(sought, ' '.join([opcode, source, *inside[called]]))
+      for pattern, kind in _KINDS
+      if re.search(pattern, ' '.join([opcode, source, *opcodes[called]]))
     )
-    for name, (opcode, source, called) in found.items()
-    if opcode not in ('while', 'call')  # Their parts are traced as well.
+    for name, (opcode, source, called) in operations.items()
+    if opcode not in ('while', 'call')  # The trace has their parts as well.
   }
 
 
-def _profile(ours, name):
-  """Lines of a table: where the time of one setting goes, by kind."""
-  kinds, threads, steps = _kinds(ours.hlo()), collections.Counter(), 0
+def _profile(program: Program, name: str) -> Iterator[str]:
+  """Lines of Markdown: where the time of one setting goes, by kind."""
+  kinds, thread_ms = _kinds(program.hlo()), collections.Counter()
+  traced = 0.0
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
-      for _ in range(4):
-        traced = ours.burst(0.0)
-        steps += _STEPS[str(_TASK.value)]
+      for _ in range(_PROFILED_BURSTS):
+        traced = program.burst(0.0)  # A single dispatch.
     trace = glob.glob(f'{folder}/**/*.trace.json.gz', recursive=True)[0]
     with gzip.open(trace) as f:
       events = json.load(f)['traceEvents']
+  steps = _PROFILED_BURSTS * _STEPS_PER_DISPATCH[_task()]
   for event in events:
     if 'hlo_op' in event.get('args', {}) and event['name'] in kinds:
-      threads[kinds[event['name']]] += event['dur'] / 1e3 / steps
-  total = sum(threads.values())
+      thread_ms[kinds[event['name']]] += event['dur'] / 1e3 / steps
+  total = sum(thread_ms.values())
   yield f'## {name}'
   yield ''
   yield (
-    f'{ours.burst(_SECONDS.value):.2f} ms a step; {traced:.2f} while traced, '
-    f'in which the threads worked {total:.2f} ms together:'
+    f'A step takes {program.burst(_SECONDS.value):.2f} ms, and {traced:.2f} ms '
+    f'under the profiler. Its threads are busy for {total:.2f} ms in total:'
   )
   yield ''
-  yield '| kind of operation | ms of threads | % |'
+  yield '| kind of operation | ms, all threads | % |'
   yield '|---|---|---|'
-  for kind, spent in threads.most_common():
-    yield f'| {kind} | {spent:.3f} | {spent / total:.0%} |'
+  for kind, ms in thread_ms.most_common():
+    yield f'| {kind} | {ms:.3f} | {ms / total:.0%} |'
   yield ''
 
 
-def _measure(ours):
-  """Rows of figures, of bursts by turns; `ours` is by name of setting."""
-  times = {name: {'ours': [], 'peer': []} for name in ours}
+def _measure(programs: dict[str, Program]) -> Iterator[dict[str, Any]]:
+  """Rows of figures; the settings, by name, take turns burst by burst."""
+  settings = SETTINGS[_task()]
+  bursts = {name: {'ours': [], 'peer': []} for name in programs}
   ceilings = []
   for _ in range(_ROUNDS.value):
     ceilings.append(_ceiling())
-    for name in ours:
-      times[name]['ours'].append(ours[name].burst(_SECONDS.value))
-      if _PEER.value and _setting(name).peer:
-        times[name]['peer'].append(_peer(name))
-  for name, taken in times.items():
-    ms = float(np.median(taken['ours']))
-    ceiling = float(np.median(ceilings))
+    for name, program in programs.items():
+      bursts[name]['ours'].append(program.burst(_SECONDS.value))
+      if _PEER.value and settings[name].peer:
+        bursts[name]['peer'].append(_peer_ms(settings[name]))
+  ceiling = float(np.median(ceilings))
+  for name, program in programs.items():
+    ms = float(np.median(bursts[name]['ours']))
     row = {
       'setting': name,
       'ms': ms,
-      'gflop': ours[name].gflop,
+      'gflop': program.gflop,
       'ceiling_gflop_per_s': ceiling,
-      'of_ceiling': ours[name].gflop / ms * 1e3 / ceiling,
-      'seconds_to_start': ours[name].seconds_to_start,
-      'seconds_of_a_run': ours[name].seconds_to_start
-      + ours[name].steps * ms / 1e3,
-      'bursts': taken,
+      'of_ceiling': program.gflop / ms * 1e3 / ceiling,
+      'seconds_to_start': program.seconds_to_start,
+      'seconds_of_a_run': program.seconds_to_start + program.steps * ms / 1e3,
+      'bursts': bursts[name],
     }
-    if taken['peer']:
-      row['peer_ms'] = float(np.median(taken['peer']))
+    if bursts[name]['peer']:
+      row['peer_ms'] = float(np.median(bursts[name]['peer']))
       row['ratio'] = row['peer_ms'] / ms
     yield row | environment.environment()
 
 
-def _line(row):
+def _line(row: dict[str, Any]) -> str:
+  """A row as it is printed."""
   line = (
     f'{row["setting"]:28} {row["ms"]:8.2f} ms, a run '
     f'{row["seconds_of_a_run"]:5.1f} s, {row["of_ceiling"]:.0%} of '
@@ -353,8 +370,8 @@ def _line(row):
   return line
 
 
-def table(rows):
-  """The table in Markdown of the rows of --out."""
+def table(rows: list[dict[str, Any]]) -> str:
+  """The rows of --out as a table in Markdown."""
   lines = [
     '| | td_jax, ms a step | PyTorch, eager | ratio | GFLOP | of the best matmul |',
     '|---|---|---|---|---|---|',
@@ -374,63 +391,76 @@ def table(rows):
   return '\n'.join([*lines, ''])
 
 
-def _to_readme(out):
-  """Puts the table of results/NAME.json between the marks of NAME."""
+def _write_page(out: pathlib.Path) -> None:
+  """Inserts the table of CHECKOUT/results/NAME.json at the marks of NAME."""
   rows = json.loads(out.read_text())['rows']
-  markdown.insert(out.parent.parent / 'README.md', out.stem, table(rows))
+  checkout = out.resolve().parent.parent
+  markdown.insert(checkout / _PAGE, out.stem, table(rows))
 
 
-def main(argv):
-  del argv  # Flags say it all.
-  settings = SETTINGS[str(_TASK.value)]
-  chosen = _PROFILE.value or _CHOSEN.value or list(settings)
-  try:
-    for name in chosen:
-      errors.choose('a setting', name, settings)
-  except errors.ConfigError as e:
-    sys.exit(f'error: {e}')
+def _write_profile(
+  programs: dict[str, Program], out: pathlib.Path | None
+) -> None:
+  options = f"--task={_task()} --profile='{','.join(programs)}'"
+  lines = [
+    '# Where the time of a training step goes',
+    '',
+    f'Written by `benchmarks/speed.py {options}` on {jax.device_count()} CPU '
+    f'device with {os.cpu_count()} cores, JAX {jax.__version__}.',
+    '',
+  ]
+  for name, program in programs.items():
+    lines += _profile(program, name)
+  print('\n'.join(lines))
+  if out:
+    out.write_text('\n'.join(lines[:-1]) + '\n')
+
+
+def _write_rows(measured: list[dict[str, Any]], out: pathlib.Path) -> None:
+  """Adds rows to the file, in the order of the settings."""
+  # A row comes from one run as a whole; runs may differ between rows.
+  before = json.loads(out.read_text())['rows'] if out.exists() else []
+  rows = {row['setting']: row for row in [*before, *measured]}
+  ordered = [rows[name] for name in SETTINGS[_task()] if name in rows]
+  out.write_text(json.dumps({'rows': ordered}, indent=1) + '\n')
+  _write_page(out)
+
+
+def _train_teacher(folder: str) -> None:
+  """Any teacher of the right size serves, so this one trains for seconds."""
+  pipeline.run(
+    movielens.get_config('runlocal,method=teacher'),
+    pathlib.Path(folder),
+    watch=preemption.Watch(),
+    log=types.no_log,
+  )
+
+
+def main() -> None:
+  """Measures, profiles or renders, as the flags ask."""
+  settings = SETTINGS[_task()]
+  names = _PROFILE.value or _CHOSEN.value or list(settings)
+  for name in names:
+    errors.choose('a setting', name, settings)
   out = pathlib.Path(_OUT.value) if _OUT.value else None
-  if out and _RENDER.value:
-    _to_readme(out)
+  if _RENDER.value:
+    if out is None:
+      raise errors.ConfigError('--render needs --out, the file to render.')
+    _write_page(out)
     return
   with tempfile.TemporaryDirectory() as folder:
-    if _TASK.value == 'movielens':
-      config = movielens.get_config('runlocal,method=teacher')
-      pipeline.run(
-        config,
-        pathlib.Path(folder),
-        watch=preemption.Watch(),
-        log=lambda line: None,
-      )
-    ours = {name: Ours(name, folder) for name in chosen}
+    if _task() == 'movielens':
+      _train_teacher(folder)
+    programs = {name: Program(settings[name], folder) for name in names}
   if _PROFILE.value:
-    command = f"--task={_TASK.value} --profile='{','.join(chosen)}'"
-    lines = [
-      '# Where the time of a training step goes',
-      '',
-      f'Written by `benchmarks/speed.py {command}` on '
-      f'{jax.device_count()} CPU device of {os.cpu_count()} cores, JAX '
-      f'{jax.__version__}.',
-      '',
-    ]
-    for name in chosen:
-      lines += _profile(ours[name], name)
-    print('\n'.join(lines))
-    if out:
-      out.write_text('\n'.join(lines[:-1]) + '\n')
+    _write_profile(programs, out)
     return
-  rows = {row['setting']: row for row in _measure(ours)}
-  for row in rows.values():
+  rows = list(_measure(programs))
+  for row in rows:
     print(_line(row))
   if out:
-    # A row is measured by one run, whole; runs may differ between rows.
-    before = json.loads(out.read_text())['rows'] if out.exists() else []
-    rows = {row['setting']: row for row in before if 'commit' in row} | rows
-    kept = [rows[name] for name in settings if name in rows]
-    out.write_text(json.dumps({'rows': kept}, indent=1) + '\n')
-    _to_readme(out)
+    _write_rows(rows, out)
 
 
 if __name__ == '__main__':
-  logging.set_verbosity(logging.WARNING)
-  app.run(main)
+  app.run(lambda argv: command.run(main))

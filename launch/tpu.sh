@@ -1,55 +1,57 @@
 #!/usr/bin/env bash
 # Runs td_jax on Cloud TPU, one host (v4-8) or a pod (v5litepod-256).
 #
-#   launch/tpu.sh create            asks for the slice (a queued resource)
-#   launch/tpu.sh wait              until it is ACTIVE
-#   launch/tpu.sh install           this checkout and JAX, on all workers
-#   launch/tpu.sh run -- FLAGS      python -m td_jax.main FLAGS on all workers;
-#                                   goes on without ssh, and after exit code 75
-#   launch/tpu.sh logs              follows worker 0, or --worker=all
-#   launch/tpu.sh status            of the slice and of the run
-#   launch/tpu.sh stop              the run saves and ends; the slice stays
-#   launch/tpu.sh resume -- FLAGS   like run, also if the slice was preempted:
-#                                   makes it anew then
-#   launch/tpu.sh delete            the slice, and its disks with it
+#   launch/tpu.sh create            request a slice, as a queued resource
+#   launch/tpu.sh wait              wait until the slice is ACTIVE
+#   launch/tpu.sh install           install this checkout and JAX on all workers
+#   launch/tpu.sh run -- FLAGS      start python -m td_jax.main FLAGS on all
+#                                   workers; it continues without the ssh
+#                                   connection, and restarts after exit code 75
+#   launch/tpu.sh logs              follow the log of worker 0, or --worker=all
+#   launch/tpu.sh status            show the state of the slice and of the run
+#   launch/tpu.sh stop              let the run save and end; the slice stays
+#   launch/tpu.sh resume -- FLAGS   like run, but first recreate the slice if it
+#                                   was preempted
+#   launch/tpu.sh delete            delete the slice with its disks
 #
-# Options, before or after the subcommand; in brackets the environment variable
-# that is used where the option is not given:
-#   --name=NAME        of the slice [TPU_NAME]
+# Options may come before or after the subcommand. The default of an option is
+# the environment variable in brackets:
+#   --name=NAME        name of the slice [TPU_NAME]
 #   --zone=ZONE        such as us-central2-b [TPU_ZONE]
 #   --type=TYPE        v4-8, v5litepod-256, ... [TPU_TYPE]
-#   --project=PROJECT  otherwise gcloud's own [TPU_PROJECT]
-#   --runtime=VERSION  otherwise what suits the type [TPU_RUNTIME]
-#   --spot             cheaper, may be taken away at any time [TPU_SPOT=1]
-#   --create_flag=F    one more flag for gcloud's create, such as --reserved;
-#                      may be given several times
-#   --internal_ip      reach workers by addresses inside the network
-#   --repo=URL --commit=HASH   install that, not this checkout
-#   --python=3.11      the version that workers get
-#   --worker=0         whose log: a number, or all
-#   --lines=100        how much of the log to begin with
-#   --grace=120        seconds that stop waits before it kills
-#   --poll=30          seconds between looks at the slice
-#   --dry_run          print the commands and run none
+#   --project=PROJECT  by default gcloud's project [TPU_PROJECT]
+#   --runtime=VERSION  by default the one for the type [TPU_RUNTIME]
+#   --spot             use spot capacity: cheaper, but Google may take the slice
+#                      away at any time [TPU_SPOT=1]
+#   --create_flag=F    another flag for gcloud's create, such as --reserved; can
+#                      be repeated
+#   --internal_ip      connect to workers by their internal addresses
+#   --repo=URL --commit=HASH   install that commit instead of this checkout
+#   --python=3.11      Python version of the workers
+#   --worker=0         the worker whose log to show: a number, or all
+#   --lines=100        lines of the log to start with
+#   --grace=120        seconds that stop waits before it kills the run
+#   --poll=30          seconds between two queries of the slice's state
+#   --dry_run          print the commands without running them
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 verbs='create wait install run logs status stop resume delete'
 
-usage() {  # The comment at the top.
+usage() {  # prints the comment at the top
   awk 'NR > 1 { if (!sub(/^# ?/, "")) exit; print }' "${BASH_SOURCE[0]}"
 }
 
 say() { printf '%s\n' "$*" >&2; }
 
-fail() {  # fail CODE WORDS
+fail() {  # fail EXIT_CODE MESSAGE
   local code=$1
   shift
   say "error: $*"
   exit "$code"
 }
 
-quoted() {  # its arguments as words of a shell
+quoted() {  # prints its arguments, quoted for a shell
   local word line='' quote="'" escaped="'\\''"
   for word in "$@"; do
     case $word in
@@ -62,7 +64,7 @@ quoted() {  # its arguments as words of a shell
   printf '%s\n' "${line# }"
 }
 
-do_it() {  # runs a command, or prints it
+do_it() {  # runs a command; with --dry_run prints it
   if [ -n "$dry_run" ]; then
     quoted "$@"
   else
@@ -73,23 +75,24 @@ do_it() {  # runs a command, or prints it
 
 note() { [ -z "$dry_run" ] || printf '# %s\n' "$*"; }
 
-tpus() {  # tpus GROUP VERB ...: gcloud compute tpus
+tpus() {  # tpus GROUP VERB ARGS: runs gcloud compute tpus
   do_it gcloud compute tpus "$@" --zone="$zone" \
     ${project:+--project="$project"}
 }
 
-on() {  # on WORKER COMMAND: a shell's command on a worker, or on all
+on() {  # on WORKER COMMAND: runs a shell command on a worker, or on all
   tpus tpu-vm ssh "$name" --worker="$1" --command="$2" \
     ${internal_ip:+--internal-ip}
 }
 
-worker() {  # worker WHICH VERB ...: launch/worker.sh there
+worker() {  # worker WORKER VERB ARGS: runs launch/worker.sh there
   local which=$1
   shift
   on "$which" "td_jax/source/launch/worker.sh $(quoted "$@")"
 }
 
-is_pod() {  # whether the type has several hosts: all have 8 cores or chips each
+# Whether the type has several hosts. A host has at most 8 cores or chips.
+is_pod() {
   [ "${type##*-}" -gt 8 ]
 }
 
@@ -102,14 +105,14 @@ default_runtime() {
   esac
 }
 
-state() {  # of the queued resource, or ABSENT
-  local said errors
+state() {  # prints the state of the queued resource, or ABSENT
+  local now errors
   errors=$(mktemp)
-  if said=$(gcloud compute tpus queued-resources describe "$name" \
+  if now=$(gcloud compute tpus queued-resources describe "$name" \
     --format='value(state.state)' --zone="$zone" \
     ${project:+--project="$project"} 2>"$errors"); then
     rm "$errors"
-    echo "$said"
+    echo "$now"
   elif grep -qi 'not.found' "$errors"; then
     rm "$errors"
     echo ABSENT
@@ -130,15 +133,15 @@ create() {
     ${create_flags[@]+"${create_flags[@]}"}
 }
 
-wait_until() {  # wait_until PATTERN: of states, separated by |
+wait_until() {  # wait_until STATES, separated by |
   local now='' last='' failures=0
   if [ -n "$dry_run" ]; then
     show_state
-    note "every $poll s, until it says $1"
+    note "repeated every $poll s until it prints $1"
     return
   fi
   while :; do
-    # The network may be away for a while, and waiting may take days.
+    # Waiting may take days, so single failures of the network must not end it.
     if now=$(state); then
       failures=0
     else
@@ -151,9 +154,9 @@ wait_until() {  # wait_until PATTERN: of states, separated by |
     case "|$1|" in *"|$now|"*) return ;; esac
     case $now in
       FAILED | SUSPENDED | ABSENT)
-        fail 1 "$name is $now and will not become $1. To see why: $(quoted \
+        fail 1 "$name is $now and will not become $1. To see why, run: $(quoted \
           gcloud compute tpus queued-resources describe "$name" \
-          --zone="$zone"). To begin anew: launch/tpu.sh resume." ;;
+          --zone="$zone"). To start again, run: launch/tpu.sh resume." ;;
     esac
     sleep "$poll"
   done
@@ -165,16 +168,16 @@ install() {
     source=td_jax.bundle
     commit=$(git -C "$here" rev-parse HEAD)
     [ -z "$(git -C "$here" status --porcelain)" ] ||
-      say 'warning: what is not committed is not installed'
-    # A bundle has the history, by which runs know their commit.
+      say 'warning: uncommitted changes are not installed'
+    # A bundle has the history, from which runs read their commit.
     do_it mkdir -p "$here/build"
     do_it git -C "$here" bundle create -q "$here/build/$source" HEAD
     tpus tpu-vm scp "$here/build/$source" "$name:$source" --worker=all \
       ${internal_ip:+--internal-ip}
   fi
-  # Python may read the sources at any time: they stay while it runs.
+  # Python may read sources at any time, so they must not change during a run.
   on all "mkdir -p td_jax && { flock -n td_jax/lock true ||\
- { echo 'a run is going on; stop it first' >&2; exit 1; }; } &&\
+ { echo 'a run is in progress; stop it first' >&2; exit 1; }; } &&\
  rm -rf td_jax/source &&\
  git clone --quiet --no-checkout $(quoted "$source") td_jax/source &&\
  git -C td_jax/source checkout --quiet --detach $(quoted "$commit") &&\
@@ -188,12 +191,12 @@ resume() {
   if [ -n "$dry_run" ]; then
     show_state
     tpus tpu-vm describe "$name" --format='value(state)'
-    note 'if it was preempted or failed:'
+    note 'if the slice was preempted or has failed:'
     delete
-    note 'then, or if there is none:'
+    note 'after that, or if there is no slice:'
     create
     wait_until ACTIVE
-    note 'if it is there and the run goes on on all workers, that is all:'
+    note 'if the slice was there and the run is in progress on all workers, this is all:'
     worker all running
     note 'otherwise:'
     stop_all
@@ -223,17 +226,17 @@ resume() {
   wait_until ACTIVE
   if [ "$now" = ACTIVE ]; then
     ! worker all running || {
-      say 'the run goes on already'
+      say 'the run is already in progress'
       return
     }
-    stop_all  # Where only some of the workers are left.
+    stop_all  # Some workers may still run while others have ended.
   fi
   install
   run
 }
 
 stop_all() {
-  # Before the first install there is nothing to stop.
+  # Before the first install there is no worker.sh, and nothing to stop.
   on all "[ ! -e td_jax/source/launch/worker.sh ] ||\
  td_jax/source/launch/worker.sh stop $(quoted "$grace")"
 }
@@ -246,7 +249,7 @@ logs() {
   fi
 }
 
-status() {  # Each part may fail and the next still be of use.
+status() {  # prints all it can: any part may fail
   show_state || true
   tpus tpu-vm describe "$name" --format='value(state,health)' || return 0
   worker all status || true
@@ -254,32 +257,34 @@ status() {  # Each part may fail and the next still be of use.
 
 delete() { tpus queued-resources delete "$name" --force --quiet; }
 
-check() {  # Everything that would fail later, in one line now.
+check() {  # reports in one line what would fail later
   local flag before='' workdir=''
   case " $verbs " in
     *" $verb "*) ;;
     *) fail 2 "unknown subcommand ${verb:-(none)}; choose one of $verbs." ;;
   esac
-  [ -n "$name" ] || fail 2 'the name is missing: --name=NAME or TPU_NAME.'
+  [ -n "$name" ] || fail 2 'the name is missing; set --name=NAME or TPU_NAME.'
   [ -n "$zone" ] ||
-    fail 2 'the zone is missing: --zone=ZONE or TPU_ZONE, as in us-central2-b.'
+    fail 2 'the zone is missing; set --zone=ZONE or TPU_ZONE, such as' \
+      'us-central2-b.'
   [ ${#flags[@]} = 0 ] || [ "$verb" = run ] || [ "$verb" = resume ] ||
-    fail 2 "$verb takes nothing after --, and got $(quoted "${flags[@]}")."
+    fail 2 "$verb takes no flags after --, but got $(quoted "${flags[@]}")."
   case ${repo:+r}${commit:+c} in
-    r | c) fail 2 'give --repo and --commit both, or neither.' ;;
+    r | c) fail 2 'set both --repo and --commit, or neither.' ;;
   esac
   [[ $lines$grace$poll =~ ^[0-9]+$ ]] ||
-    fail 2 "--lines=$lines, --grace=$grace and --poll=$poll are whole numbers."
+    fail 2 "--lines=$lines, --grace=$grace and --poll=$poll must be whole" \
+      "numbers."
   [[ $which =~ ^([0-9]+|all)$ ]] ||
-    fail 2 "--worker=$which is neither a number nor all."
+    fail 2 "--worker is $which; it must be a number or all."
   case $verb in create | run | resume) ;; *) return 0 ;; esac
   [[ $type =~ ^[a-z0-9]+-[0-9]+$ ]] ||
-    fail 2 "--type=$type is no accelerator type; give one such as v4-8 or" \
-      'v5litepod-256, or set TPU_TYPE.'
+    fail 2 "--type=$type is not an accelerator type; set one such as v4-8 or" \
+      'v5litepod-256, here or as TPU_TYPE.'
   [ -n "$runtime" ] || runtime=$(default_runtime)
   [ -n "$runtime" ] ||
     fail 2 "no runtime version is known for --type=$type (only for v2, v3," \
-      'v4, v5litepod, v5p and v6e); give --runtime=VERSION.'
+      'v4, v5litepod, v5p and v6e); set --runtime=VERSION.'
   [ "$verb" != create ] || return 0
   [ ${#flags[@]} != 0 ] ||
     fail 2 "$verb needs the flags of td_jax.main after --, such as" \
@@ -290,12 +295,12 @@ check() {  # Everything that would fail later, in one line now.
     before=$flag
   done
   case $workdir in gs://*) return 0 ;; esac
-  # Workers of a pod share no disk, and a new slice has an empty one.
-  ! is_pod || fail 2 "a pod ($type) needs --workdir=gs://..., which all its" \
-    "workers see; it is '$workdir'."
+  # The workers of a pod share no disk, and the disk of a new slice is empty.
+  ! is_pod || fail 2 "--workdir is '$workdir', but a pod ($type) needs" \
+    "--workdir=gs://..., which all its workers can read."
   [ -z "$spot" ] && [ "$verb" = run ] ||
-    fail 2 "$verb${spot:+ on spot capacity} needs --workdir=gs://..., which" \
-      "outlives the slice; it is '$workdir'."
+    fail 2 "--workdir is '$workdir', but $verb${spot:+ on spot capacity} needs" \
+      "--workdir=gs://..., which outlives the slice."
 }
 
 name=${TPU_NAME:-} zone=${TPU_ZONE:-} type=${TPU_TYPE:-}
@@ -329,10 +334,10 @@ while [ $# != 0 ]; do
       flags=("$@")
       break
       ;;
-    -*) fail 2 "unknown option $1 (--help lists them, all as --option=VALUE);" \
+    -*) fail 2 "unknown option $1 (--help lists all; write --option=VALUE);" \
       'flags of td_jax.main come after --.' ;;
     *)
-      [ -z "$verb" ] || fail 2 "one subcommand at a time: $verb or $1?"
+      [ -z "$verb" ] || fail 2 "two subcommands, $verb and $1; choose one."
       verb=$1
       ;;
   esac
@@ -343,7 +348,7 @@ case $verb in
   wait) wait_until ACTIVE ;;
   stop)
     stop_all
-    say 'the slice stays, and costs; delete ends that'
+    say 'the slice is still there and still costs; launch/tpu.sh delete ends that'
     ;;
   *) "$verb" ;;
 esac

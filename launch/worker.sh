@@ -1,26 +1,27 @@
 #!/usr/bin/env bash
-# What one TPU host does: launch/tpu.sh and launch/skypilot.yaml call this.
+# Runs td_jax on one TPU host. launch/tpu.sh and launch/skypilot.yaml call this.
 #
-#   launch/worker.sh setup [3.11]     a venv with that Python, JAX for TPUs and
-#                                     this checkout
-#   launch/worker.sh start FLAGS      python -m td_jax.main FLAGS, detached
-#   launch/worker.sh loop FLAGS       the same in the foreground
-#   launch/worker.sh running          exit 0 while a run is going on, else 1
-#   launch/worker.sh status           says so, or how the last run ended
-#   launch/worker.sh log [LINES [prefix]]   follows the log while a run goes on
-#   launch/worker.sh stop [SECONDS]   tells it to save and end; kills it after
-#                                     so many seconds (120)
+#   launch/worker.sh setup [3.11]     make a venv with that Python, JAX for TPUs
+#                                     and this checkout
+#   launch/worker.sh start FLAGS      start python -m td_jax.main FLAGS, detached
+#   launch/worker.sh loop FLAGS       run the same in the foreground
+#   launch/worker.sh running          exit with 0 if a run is in progress, or 1
+#   launch/worker.sh status           print whether a run is in progress, or how
+#                                     the last run ended
+#   launch/worker.sh log [LINES [prefix]]   follow the log during a run
+#   launch/worker.sh stop [SECONDS]   ask the run to save and end; kill it after
+#                                     that many seconds (default: 120)
 #
-# A run that ends with 75 was preempted and has saved: it is started again after
-# TD_RESTART_DELAY seconds (10). All other codes (0, 2, 65, 70, 74, ...) end it.
-# The venv, the log and what is known of the run are in TD_HOME
-# (~/td_jax).
+# A run that exits with 75 was preempted and has saved. It is started again after
+# TD_RESTART_DELAY seconds (default: 10). Any other code (0, 2, 65, 70, 74, ...)
+# ends it. The venv, the log and the state of the run are in TD_HOME (default:
+# ~/td_jax).
 set -euo pipefail
 
 home=${TD_HOME:-$HOME/td_jax}
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-usage() {  # The comment at the top.
+usage() {  # prints the comment at the top
   awk 'NR > 1 { if (!sub(/^# ?/, "")) exit; print }' "${BASH_SOURCE[0]}"
 }
 
@@ -31,24 +32,24 @@ fail() {
   exit 1
 }
 
-meaning() {  # of an exit code of td_jax.main
+meaning() {  # meaning CODE: an exit code of td_jax.main in words
   case $1 in
     0) echo 'done' ;;
     2) echo 'bad config' ;;
     65) echo 'bad data or checkpoint' ;;
     70) echo 'non-finite numbers' ;;
     74) echo 'I/O failed' ;;
-    75) echo 'told to stop, and saved' ;;
+    75) echo 'preempted, and saved' ;;
     *) echo 'crashed or killed' ;;
   esac
 }
 
 setup() {  # setup PYTHON_VERSION
-  ! running || fail 'a run is going on; stop it first'
+  ! running || fail 'a run is in progress; stop it first'
   local uv
   mkdir -p "$home"
-  # Images have Python 3.10, which is too old. uv brings any other by itself,
-  # and with --seed pip, by which td_jax may get MovieLens.
+  # TPU images have Python 3.10, which is too old. uv downloads other versions.
+  # --seed adds pip, with which td_jax may have to fetch MovieLens.
   uv=$(command -v uv) || {
     PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
     uv=$HOME/.local/bin/uv
@@ -60,49 +61,51 @@ setup() {  # setup PYTHON_VERSION
   say "installed $(git describe --always --dirty)"
 }
 
-metadata() {  # metadata KEY: what Google Cloud tells this host of itself
+metadata() {  # metadata KEY: an attribute of this host in Google Cloud
   local host=${GCE_METADATA_IP:-metadata.google.internal}
   curl --silent --fail --max-time 5 --retry 3 -H 'Metadata-Flavor: Google' \
     "http://$host/computeMetadata/v1/instance/attributes/$1"
 }
 
-# Hosts of a pod learn of each other here: outside GKE nothing sets
+# Tells td_jax about the other hosts of a pod. Outside GKE nothing sets
 # TPU_WORKER_HOSTNAMES, which --distributed=auto looks for.
-meet() {
+find_hosts() {
   local hosts first
   [ -z "${TPU_WORKER_HOSTNAMES:-}${JAX_COORDINATOR_ADDRESS:-}" ] || return 0
   hosts=$(metadata worker-network-endpoints) || return 0
-  [ "$hosts" != "${hosts/,/}" ] || return 0  # One host.
+  [ "$hosts" != "${hosts/,/}" ] || return 0  # A single host.
   first=${hosts%%,*}
   # An entry is an address, or name:number:address.
   export JAX_COORDINATOR_ADDRESS=${first##*:}:8476
   JAX_NUM_PROCESSES=$(tr ',' '\n' <<<"$hosts" | grep -c .)
   JAX_PROCESS_ID=$(metadata agent-worker-number) ||
-    fail 'the number of this host in its pod is not known; try again'
+    fail 'the metadata server did not give the number of this host; try again'
   export JAX_NUM_PROCESSES JAX_PROCESS_ID
   distributed=(--distributed=on)
 }
 
 loop() {  # loop FLAGS
-  local child='' told='' signalled restarts=0 status code
+  local child='' stopping='' signalled restarts=0 status code
   local distributed=()
   mkdir -p "$home"
-  # Held by the run as well: it says whether either of them is alive.
+  # The run inherits the lock, which is free once both it and the loop are gone.
   exec 9>>"$home/lock"
-  flock --nonblock 9 || fail 'a run is going on; stop it first'
+  flock --nonblock 9 || fail 'a run is in progress; stop it first'
   echo $$ >"$home/pid"
-  trap 'told=1 signalled=1; [ -z "$child" ] || kill -TERM "$child" || true' \
+  trap 'stopping=1 signalled=1; [ -z "$child" ] || kill -TERM "$child" || true' \
     TERM INT
   cd "$checkout"
   while :; do
     echo "running since $(date -u +%FT%TZ), restarted $restarts times" \
       >"$home/state"
-    [ "$restarts" != 0 ] || meet
+    [ "$restarts" != 0 ] || find_hosts
     "$home/venv/bin/python" -m td_jax.main \
       ${distributed[@]+"${distributed[@]}"} "$@" &
     child=$!
-    [ -z "$told" ] || kill -TERM "$child" 2>/dev/null || true
-    # A signal ends `wait` early; 127 is said of a child that is known already.
+    # A signal before `child` was set did not reach it.
+    [ -z "$stopping" ] || kill -TERM "$child" 2>/dev/null || true
+    # A signal ends `wait` early, so wait again. 127 means that an earlier wait
+    # already returned the code of this child.
     code=127 signalled=1
     while [ -n "$signalled" ]; do
       signalled=''
@@ -111,11 +114,11 @@ loop() {  # loop FLAGS
     done
     child=''
     say "td_jax.main ended with $code ($(meaning "$code"))"
-    if [ "$code" = 75 ] && [ -z "$told" ]; then
-      sleep "${TD_RESTART_DELAY:-10}" 9>&- &  # Without the lock.
+    if [ "$code" = 75 ] && [ -z "$stopping" ]; then
+      sleep "${TD_RESTART_DELAY:-10}" 9>&- &  # It must not hold the lock.
       wait $! || true
     fi
-    if [ "$code" != 75 ] || [ -n "$told" ]; then
+    if [ "$code" != 75 ] || [ -n "$stopping" ]; then
       echo "ended $(date -u +%FT%TZ) with $code ($(meaning "$code"))," \
         "restarted $restarts times" >"$home/state"
       return "$code"
@@ -129,13 +132,13 @@ running() {
 }
 
 start() {  # start FLAGS
-  ! running || fail 'a run is going on; stop it first'
+  ! running || fail 'a run is in progress; stop it first'
   mkdir -p "$home"
   rm -f "$home/state"
-  # In a session of its own, and with none of ours open: ssh may go.
+  # A session of its own and no inherited files, so that ssh can close.
   setsid nohup "$checkout/launch/worker.sh" loop "$@" \
     >>"$home/log" 2>&1 </dev/null &
-  # The run is only safe from the end of this session once it is in its own.
+  # Until the loop runs in its own session, the end of ours could still kill it.
   local alive=1
   while [ -n "$alive" ]; do
     kill -0 $! 2>/dev/null || alive=''
@@ -153,8 +156,8 @@ status() {
   local state='no run yet'
   [ ! -e "$home/state" ] || state=$(cat "$home/state")
   case $state in
-    running*) running || state="gone without an exit code (killed, or the host\
- was restarted); it was $state" ;;
+    running*) running || state="ended without an exit code (killed, or the host\
+ was restarted); before that $state" ;;
   esac
   printf '%s: %s\n' "$(hostname)" "$state"
 }
@@ -176,7 +179,7 @@ stop() {  # stop SECONDS
     return
   }
   pid=$(cat "$home/pid")
-  # The loop passes it on; without a loop its group is what is left of the run.
+  # The loop passes the signal on. If only the run is left, signal its group.
   kill -TERM "$pid" 2>/dev/null || kill -TERM -- "-$pid" || true
   for ((i = 0; i < $1 * 5; i++)); do
     running || {
@@ -186,7 +189,7 @@ stop() {  # stop SECONDS
     sleep 0.2
   done
   kill -KILL -- "-$pid"
-  say "killed: it did not end in $1 s"
+  say "killed, because it did not end within $1 s"
 }
 
 verb=${1:-}

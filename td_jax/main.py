@@ -7,7 +7,6 @@ from ml_collections import config_flags
 
 import td_jax
 from td_jax import errors
-from td_jax import types
 from td_jax.devices import distributed
 from td_jax.run import command
 from td_jax.run import preemption
@@ -43,6 +42,8 @@ _DISTRIBUTED = flags.DEFINE_string(
   'distributed', 'auto', 'Join several processes into one run: auto, on, off.'
 )
 flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
+# Read by `run`, before --config is required; declared here for --help.
+flags.DEFINE_bool('version', False, 'Print the version of td_jax and exit.')
 
 
 def main() -> None:
@@ -51,6 +52,7 @@ def main() -> None:
   errors.choose('--mode', _MODE.value, _MODES)
   distributed.initialize(_DISTRIBUTED.value)
   # These take seconds to import, and --help does not need them.
+  from td_jax import types
   from td_jax.run import pipeline
   from td_jax.run import summary
   from td_jax.run import workdir
@@ -83,7 +85,7 @@ def main() -> None:
 
 def run() -> None:
   """The entry point of the command `td_jax`."""
-  if '--version' in sys.argv[1:]:
+  if '--version' in sys.argv[1:]:  # No import may slow this down.
     print(f'td_jax {td_jax.__version__}')
     return
   command.parse_flags(sys.argv)

@@ -1,7 +1,9 @@
-"""What benchmarks wrote is what their rows say."""
+"""Committed tables and pages agree with the committed rows."""
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -13,13 +15,15 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize('task', speed.SETTINGS)
-def test_speed_in_the_readme_is_of_its_rows(task):
+def test_the_page_on_speed_agrees_with_its_rows(task):
   rows = json.loads((ROOT / f'results/speed_{task}.json').read_text())['rows']
   assert {row['setting'] for row in rows} <= set(speed.SETTINGS[task])
-  assert speed.table(rows) in (ROOT / 'README.md').read_text()
+  mark = f'speed_{task}'
+  table = f'<!-- {mark} -->\n{speed.table(rows)}<!-- end of {mark} -->\n'
+  assert table in (ROOT / 'docs/speed.md').read_text()
 
 
-def test_a_row_beside_its_peer():
+def test_a_row_with_and_without_a_peer():
   row = {
     'setting': 'td k=1',
     'ms': 2.0,
@@ -36,16 +40,50 @@ def test_a_row_beside_its_peer():
   assert shown == '| td k=1 | 2 |  |  | 0.25 | 50% of 250 GFLOP/s |'
 
 
-def test_compiled_topologies_are_of_their_rows():
+def test_the_table_of_topologies_agrees_with_its_rows():
   file = ROOT / 'results/compile_imagenet.jsonl'
   rows = results_log.read(file)
-  ran = {(r['teacher'], r['topology'], r['batch_size']) for r in rows}
-  assert ran == set(topologies.CASES)
+  cases = {(r['teacher'], r['topology'], r['batch_size']) for r in rows}
+  assert cases == set(topologies.CASES)
   assert topologies.render(rows) == file.with_suffix('.md').read_text()
-  # Held to: no collective in the conversation, and less than the chip has.
+  # The step fits into a chip, and the conversation needs no collectives.
   for row in rows:
     memory = row['memory']
     assert memory['used'] < memory['size']
     if row['teacher'] == 'B/32':
       assert {c['kind'] for c in row['collectives']} == {'all-reduce'}
       assert not any(c['in_loops'] for c in row['collectives'])
+
+
+def test_rendering_writes_to_the_page_on_speed(tmp_path):
+  page = tmp_path / 'docs' / 'speed.md'
+  out = tmp_path / 'results' / 'speed_movielens.json'
+  for path in (page, out):
+    path.parent.mkdir()
+  rows = json.loads((ROOT / 'results/speed_movielens.json').read_text())['rows']
+  out.write_text(json.dumps({'rows': rows[:1]}))
+  marks = '<!-- speed_movielens -->\n', '<!-- end of speed_movielens -->\n'
+  page.write_text(f'before\n{marks[0]}old\n{marks[1]}after\n')
+  speed._write_page(out)
+  assert page.read_text() == (
+    f'before\n{marks[0]}{speed.table(rows[:1])}{marks[1]}after\n'
+  )
+
+
+@pytest.mark.parametrize(
+  ('flag', 'message'),
+  [('--settings=td k=9', "'td k=9'"), ('--render', '--render needs --out')],
+)
+def test_mistakes_are_one_line(flag, message):
+  done = subprocess.run(
+    [sys.executable, 'benchmarks/speed.py', flag],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 2
+  assert done.stdout == ''
+  assert done.stderr.startswith('error: ')
+  assert message in done.stderr
+  assert done.stderr.count('\n') == 1

@@ -1,4 +1,4 @@
-"""Two processes as one run: the same numbers, one checkpoint, one end."""
+"""Two processes are one run: same numbers, one checkpoint, one exit code."""
 
 import contextlib
 import json
@@ -39,11 +39,11 @@ def environment(tmp_path_factory):
 
 
 def _start(environment, path, *args):
-  """The run in `path`, as two processes of two devices."""
+  """Starts the run in `path` as two processes with two devices each."""
   return subprocess.Popen(
     [
       *(sys.executable, str(ROOT / 'launch/local.py'), '2'),
-      # It is the processes that shall notice, not this.
+      # The processes must notice a failure themselves, before local.py acts.
       *('--devices_per_process=2', '--grace=100', '--'),
       *(sys.executable, '-m', 'td_jax.main', '--distributed=on'),
       *(*ARGS, f'--workdir={path}', *args),
@@ -62,7 +62,7 @@ def _results(path):
 
 @pytest.fixture(scope='module')
 def alone(tmp_path_factory, environment):
-  """The same run, as one process of four devices."""
+  """The same run as one process with four devices."""
   path = tmp_path_factory.mktemp('alone') / 'run'
   subprocess.run(
     [
@@ -76,16 +76,16 @@ def alone(tmp_path_factory, environment):
   return path
 
 
-def test_two_processes_learn_what_one_does(tmp_path, environment, alone):
+def test_two_processes_learn_the_same_as_one(tmp_path, environment, alone):
   path = tmp_path / 'run'
   process = _start(environment, path)
-  said, _ = process.communicate(timeout=300)
-  assert process.returncode == 0, said
-  # One of them writes and speaks.
-  assert said.count('student (ld)') == 1
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, output
+  # Only the main process writes files and prints.
+  assert output.count('student (ld)') == 1
   ours, theirs = _results(path), _results(alone)
-  # Sums over devices are taken in another order, and Adam divides by what is
-  # almost nothing: 3e-5 of the error was seen to come of it on one machine.
+  # Sums over devices are taken in another order, and Adam divides by values
+  # close to 0. On one machine this changed the error by 3e-5 of its value.
   for split in ('validation', 'test'):
     assert ours[split]['per_seed'] == pytest.approx(
       theirs[split]['per_seed'], rel=3e-4
@@ -103,14 +103,14 @@ def _wait_for_row(path):
 
 
 def _pids(process):
-  """Of the two workers, which local.py prints first."""
+  """The ids of the two workers, which local.py prints first."""
   lines = [process.stdout.readline() for _ in range(2)]
   return [int(re.fullmatch(r'\[\d\] pid (\d+)\n', line)[1]) for line in lines]
 
 
 @pytest.fixture
 def long(tmp_path, environment, alone):
-  """(process, folder) of a run that is under way, and not at its end soon."""
+  """(process, folder) of a run that takes longer than any test."""
   path = tmp_path / 'run'
   process = _start(
     environment,
@@ -131,35 +131,35 @@ def test_a_signal_to_one_saves_for_both(long):
   _wait_for_row(path)
   began = time.monotonic()
   os.kill(pids[1], signal.SIGTERM)
-  said, _ = process.communicate(timeout=60)
+  output, _ = process.communicate(timeout=60)
   assert time.monotonic() - began < 20
-  assert process.returncode == 75, said
-  # Both were told, and of the same step; only one was sent the signal.
-  assert set(re.findall(r'\[\d\] ended with (\d+)', said)) == {'75'}
-  (step,) = set(re.findall(r'saved step (\d+) ', said))
-  assert 'SIGTERM: saved' in said
-  assert 'another process was told to stop: saved' in said
+  assert process.returncode == 75, output
+  # Only one process received the signal, but both stop at the same step.
+  assert set(re.findall(r'\[\d\] ended with (\d+)', output)) == {'75'}
+  (step,) = set(re.findall(r'saved step (\d+) ', output))
+  assert 'SIGTERM: saved' in output
+  assert 'another process was asked to stop: saved' in output
   steps = [int(p.name) for p in (path / 'checkpoints').iterdir()]
   assert int(step) == max(steps) < 10_000
 
 
-def test_one_that_dies_takes_the_other_along(long):
+def test_if_one_process_dies_the_other_ends(long):
   process, path = long
   pids = _pids(process)
   _wait_for_row(path)
   began = time.monotonic()
   os.kill(pids[1], signal.SIGKILL)
-  said, _ = process.communicate(timeout=60)
+  output, _ = process.communicate(timeout=60)
   assert process.returncode != 0
-  # By itself: not by a signal of local.py.
-  (status,) = re.findall(r'\[0\] ended with (\d+)', said)
+  # It ended by itself, not by a signal from local.py.
+  (status,) = re.findall(r'\[0\] ended with (\d+)', output)
   assert int(status) not in (0, 128 + signal.SIGTERM, 128 + signal.SIGKILL)
   assert time.monotonic() - began < 15
   assert not (path / 'results.json').exists()
 
 
 @pytest.mark.parametrize(
-  'said',
+  'variables',
   [
     {'JAX_COORDINATOR_ADDRESS': 'localhost:1'},
     {
@@ -169,8 +169,8 @@ def test_one_that_dies_takes_the_other_along(long):
     },
   ],
 )
-def test_half_an_environment_is_one_line(monkeypatch, said):
-  for name, value in said.items():
+def test_incomplete_variables_are_one_line(monkeypatch, variables):
+  for name, value in variables.items():
     monkeypatch.setenv(name, value)
   with pytest.raises(errors.ConfigError, match='set all three') as e:
     distributed.initialize('on')

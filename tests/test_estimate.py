@@ -1,4 +1,4 @@
-"""--mode=compile of images, without TPUs and without libtpu."""
+"""--mode=compile for images, without TPUs and without libtpu."""
 
 import importlib.util
 
@@ -16,42 +16,44 @@ pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
 CONFIG = f'--config={tiny_vision.FILE}'
 
 
-class _SeenError(Exception):
-  pass
+class _StopError(Exception):
+  """Ends a test before anything is compiled."""
 
 
-def test_a_step_is_planned_without_data_or_weights(monkeypatch):
-  """On CPU devices in the place of TPUs; what it costs is for `compile`."""
+def test_a_step_is_built_without_data_or_weights(monkeypatch):
+  """With CPU devices in the place of TPUs. Nothing is compiled."""
   described = test_step_cost._topology()
   monkeypatch.setattr(topology, 'describe', lambda name: described)
-  found = {}
+  given = {}
 
   def report(step, arguments, **named):
-    found.update(named)
-    raise _SeenError
+    given.update(named)
+    raise _StopError
 
   monkeypatch.setattr(step_cost, 'report', report)
   config = tiny_vision.get_config('method=ld,teacher=/nowhere')
   config.data.dir = '/nowhere'
   config.teacher.model.depth = 3
-  with pytest.raises(_SeenError):
+  with pytest.raises(_StopError):
     estimate.cost(config, 'v4:2x2x2', mfu=0.3)
-  assert found['topology'] is described
-  assert (found['steps'], found['mfu']) == (config.steps, 0.3)
+  assert given['topology'] is described
+  assert (given['steps'], given['mfu']) == (config.steps, 0.3)
   width, mlp, patch = tiny_vision.W, tiny_vision.MLP, tiny_vision.PATCH
   block = 4 * (width + 1) * width + 2 * width * mlp + width + mlp + 4 * width
   tokens = (tiny_vision.SIZE // patch) ** 2 + 1
-  rest = (3 * patch**2 + 1 + tokens + 1) * width  # Patches, positions, token.
+  rest = (
+    3 * patch**2 + 1 + tokens + 1
+  ) * width  # Patches, positions, class token.
   rest += 2 * width + (width + 1) * tiny_vision.CLASSES  # LayerNorm, head.
   sizes = [
     sum(leaf.size for leaf in jax.tree.leaves(tree))
-    for tree in found['parameters']
+    for tree in given['parameters']
   ]
   assert sizes == [rest + 2 * block, rest + 3 * block]
 
 
 @pytest.mark.parametrize(
-  ('args', 'said'),
+  ('args', 'message'),
   [
     ((CONFIG, '--topology=v4:2x2x1'), 'pip install libtpu'),
     ((CONFIG,), '--mode=compile needs --topology'),
@@ -61,14 +63,12 @@ def test_a_step_is_planned_without_data_or_weights(monkeypatch):
     ((f'{CONFIG}:method=teacher',), 'its teacher is published'),
   ],
 )
-def test_what_cannot_be_planned_is_one_line(
-  command, monkeypatch, tmp_path, args, said
-):
+def test_mistakes_are_one_line(command, monkeypatch, tmp_path, args, message):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   code, out, err = command(*args, '--mode=compile')
   assert (code, out) == (2, ''), err
   assert err.startswith('error: ')
-  assert said in err
+  assert message in err
   assert err.count('\n') == 1
   assert list(tmp_path.iterdir()) == []

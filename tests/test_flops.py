@@ -1,4 +1,4 @@
-"""Products are counted as if by hand, loops as often as they run."""
+"""FLOP counts agree with hand counts and with the compiler's."""
 
 import functools
 
@@ -22,7 +22,7 @@ def _count(fn, *args):
 
 
 def _by_xla(fn, *args):
-  """What the compiler counts before it optimises."""
+  """The compiler's own count, before it optimises."""
   return jax.jit(fn).lower(*args).cost_analysis()['flops']
 
 
@@ -41,13 +41,13 @@ def test_mlp_by_hand():
   counted = _count(_mlp, *args)
   assert counted == flops.Flops(forward, forward)
   grad = jax.value_and_grad(lambda *args: jnp.sum(_mlp(*args) ** 2))
-  # Every weight once more for its gradient; only the second layer's input has
-  # a gradient of its own.
+  # A product for each weight's gradient, and one for the gradient of the second
+  # layer's input. The first layer's input needs none.
   expected = 2 * forward + 2 * 7 * 5 * 2
   assert _count(grad, *args) == flops.Flops(expected, expected)
 
 
-def test_what_nobody_uses_is_not_counted():
+def test_dead_code_is_not_counted():
   x, kernel = _zeros((4, 4), (4, 4))
 
   def both(x, kernel):
@@ -90,7 +90,7 @@ CONVOLUTIONS = [
 
 @pytest.mark.parametrize('options', CONVOLUTIONS)
 @pytest.mark.parametrize('groups', [1, 2])
-def test_convolutions_as_the_compiler_counts_them(options, groups):
+def test_convolutions_agree_with_the_compiler(options, groups):
   fn = functools.partial(
     lax.conv_general_dilated,
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
@@ -116,15 +116,16 @@ def test_a_convolution_by_hand():
   )
   valid = _count(functools.partial(fn, padding='VALID'), x, kernel)
   assert valid.hardware == 2 * (2 * 2) * (3 * 3) * 3 * 5
-  # Along an axis of 4, 2 + 3 + 3 + 2 of 12 taps meet the image.
+  # Along an axis of length 4, 2 + 3 + 3 + 2 of the 12 taps meet the image.
   same = _count(functools.partial(fn, padding='SAME'), x, kernel)
   assert same.hardware == 2 * 10 * 10 * 3 * 5
 
 
-def test_products_without_loops_as_the_compiler_counts_them():
+def test_products_without_loops_agree_with_the_compiler():
   x, first, second, cotangent = _zeros((8, 16), (16, 32), (32, 4), (8, 4))
 
-  def forward(x, first, second):  # Nothing elementwise: that it counts too.
+  # Without elementwise operations, which the compiler counts as well.
+  def forward(x, first, second):
     return (x @ first) @ second
 
   def backward(x, first, second, cotangent):
@@ -139,7 +140,7 @@ def test_products_without_loops_as_the_compiler_counts_them():
 
 def test_loops_count_as_often_as_they_run():
   x, kernels = _zeros((8, 4), (6, 4, 4))
-  one = 2 * 8 * 4 * 4
+  layer = 2 * 8 * 4 * 4
 
   def scan(x, kernels):
     return lax.scan(lambda x, kernel: (_layer(x, kernel), None), x, kernels)[0]
@@ -150,15 +151,15 @@ def test_loops_count_as_often_as_they_run():
   def fori(x, kernels):
     return lax.fori_loop(1, 4, lambda i, x: _layer(x, kernels[0]), x)
 
-  assert _count(scan, x, kernels).hardware == 6 * one
-  assert _count(nested, x, kernels).hardware == 5 * 6 * one
-  assert _count(fori, x, kernels) == flops.Flops(3 * one, 3 * one)
-  assert _by_xla(scan, x, kernels) < 2 * one  # Why we count ourselves.
+  assert _count(scan, x, kernels).hardware == 6 * layer
+  assert _count(nested, x, kernels).hardware == 5 * 6 * layer
+  assert _count(fori, x, kernels) == flops.Flops(3 * layer, 3 * layer)
+  assert _by_xla(scan, x, kernels) < 2 * layer  # This is why td_jax counts.
   total = jax.value_and_grad(lambda *args: scan(*args).sum(), argnums=(0, 1))
-  assert _count(total, x, kernels).hardware == 3 * 6 * one
+  assert _count(total, x, kernels).hardware == 3 * 6 * layer
 
 
-def test_loops_of_unknown_length_are_told():
+def test_loops_of_unknown_length_are_reported():
   def fn(x):
     return lax.while_loop(lambda x: x[0, 0] < 3, lambda x: x @ x, x)
 
@@ -186,19 +187,19 @@ def test_inside_custom_derivatives():
   def forward(x, kernel):
     return double(x, kernel), (x, kernel)
 
-  def backward(kept, cotangent):
-    x, kernel = kept
+  def backward(residuals, cotangent):
+    x, kernel = residuals
     return cotangent @ kernel.T, x.T @ cotangent
 
   double.defvjp(forward, backward)
   x, kernel = _zeros((3, 4), (4, 5))
-  one = 2 * 3 * 4 * 5
-  assert _count(double, x, kernel).hardware == one
+  product = 2 * 3 * 4 * 5
+  assert _count(double, x, kernel).hardware == product
   grad = jax.value_and_grad(lambda *args: double(*args).sum(), argnums=(0, 1))
-  assert _count(grad, x, kernel).hardware == 3 * one
+  assert _count(grad, x, kernel).hardware == 3 * product
 
 
-def test_what_is_mapped_over_devices_counts_for_each():
+def test_a_shard_map_counts_on_each_device():
   mesh = jax.sharding.Mesh(
     np.asarray(jax.devices()).reshape(4, 2), ('data', 'fsdp')
   )
@@ -245,21 +246,21 @@ def _remat_of_a_scan(wrap):
 
 
 @pytest.mark.parametrize('make', [_chain, _scanned, _remat_of_a_scan])
-def test_what_is_computed_again_is_hardware_only(make):
+def test_recomputation_counts_as_hardware_flops_only(make):
   x, kernels = _zeros((8, 4), (3, 4, 4))
-  one = 2 * 8 * 4 * 4
+  layer = 2 * 8 * 4 * 4
   plain, remat = (
     _count(jax.grad(make(wrap), argnums=(0, 1)), x, kernels)
     for wrap in (lambda fn: fn, jax.checkpoint)
   )
-  assert plain == flops.Flops(9 * one, 9 * one)
-  # tanh' needs what tanh gave, so each layer is computed once more.
-  assert remat == flops.Flops(model=9 * one, hardware=12 * one)
+  assert plain == flops.Flops(9 * layer, 9 * layer)
+  # The derivative of tanh needs its output, so each layer is recomputed once.
+  assert remat == flops.Flops(model=9 * layer, hardware=12 * layer)
 
 
 def test_nested_remat():
   x, kernels = _zeros((8, 4), (2, 4, 4))
-  one = 2 * 8 * 4 * 4
+  layer = 2 * 8 * 4 * 4
 
   def pair(x, kernels):
     x = jax.checkpoint(_layer)(x, kernels[0])
@@ -269,11 +270,11 @@ def test_nested_remat():
     return jnp.sum(jax.checkpoint(pair)(x, kernels) ** 2)
 
   counted = _count(jax.grad(fn, argnums=(0, 1)), x, kernels)
-  # Once more the first layer, for the pair; then both, for themselves.
-  assert counted == flops.Flops(model=6 * one, hardware=9 * one)
+  # The outer checkpoint recomputes the first layer, the inner ones both.
+  assert counted == flops.Flops(model=6 * layer, hardware=9 * layer)
 
 
-def test_a_policy_that_saves_products():
+def test_a_policy_that_saves_matrix_products():
   x, kernels = _zeros((8, 4), (3, 4, 4))
   saving = functools.partial(
     jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable

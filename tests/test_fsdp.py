@@ -1,7 +1,8 @@
-"""Parameters in pieces: what is gathered is parameters, never activations.
+"""FSDP gathers sharded parameters, never activations.
 
-The share of a device is a prime number of examples that divides the size of no
-parameter, so a collective's array has examples if its size is a multiple.
+Each device has a prime number of examples that divides the size of no
+parameter. So an array in a collective has an axis of examples exactly if its
+size is a multiple of that number.
 """
 
 import contextlib
@@ -19,20 +20,21 @@ from td_jax.devices import gathering
 from td_jax.devices import parallel as parallel_lib
 from td_jax.devices import sharding
 from td_jax.run import experiment
+from td_jax.tpu_cost import collectives as collectives_lib
 from td_jax.tpu_cost import hlo
 
 # ml_collections loads configs by a function that Python has deprecated.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
 DEVICES, EXAMPLES, WIDTH, DEPTH, FSDP = 8, 11, 256, 3, 4
-_KERNEL = WIDTH * WIDTH  # Elements: the least that is cut into pieces.
-_CALL = re.compile(rf' = (.*?) (?:{"|".join(hlo.KINDS)})(?:-start)?\(')
+_KERNEL = WIDTH * WIDTH  # Elements; the smallest leaf that is sharded.
+_CALL = re.compile(rf' = (.*?) (?:{"|".join(hlo.COLLECTIVES)})(?:-start)?\(')
 _SIZES = re.compile(r'\w+\[([\d,]*)\]')
 
 
 def _step(*, fsdp, scan):
-  """The TD step of small ViTs, as it is compiled for TPUs, and its arguments.
+  """The TD step of small ViTs and its arguments, compiled as for TPUs.
 
-  Seeds are side by side there (`apart=False`).
+  There seeds share matrix products (`unroll_seeds=False`).
   """
   config = tiny_vision.get_config('method=td,teacher=/nowhere')
   for model in (config.model, config.teacher.model):
@@ -52,13 +54,13 @@ def _compiled(*, fsdp, scan):
 
 
 @pytest.fixture(scope='module', params=[True, False], ids=['scan', 'blocks'])
-def in_pieces(request):
+def sharded(request):
   compiled, arguments = _compiled(fsdp=FSDP, scan=request.param)
   return request.param, compiled, arguments
 
 
 def _sizes(text):
-  """Elements of each array that comes out of a collective."""
+  """The number of elements of each array that a collective returns."""
   return [
     math.prod(int(size) for size in sizes.split(',') if size)
     for shapes in _CALL.findall(text)
@@ -66,27 +68,27 @@ def _sizes(text):
   ]
 
 
-def test_no_examples_are_gathered(in_pieces):
-  scan, compiled, (state, (teacher, _), _) = in_pieces
+def test_no_examples_are_gathered(sharded):
+  scan, compiled, (state, (teacher, _), _) = sharded
   for leaf in jax.tree.leaves((state.params, teacher)):
     assert leaf.size % EXAMPLES
   text = compiled.as_text()
   assert [size for size in _sizes(text) if size % EXAMPLES == 0] == []
-  found = hlo.collectives(text)
-  kinds = {one.kind for one in found}
+  collectives = collectives_lib.read(hlo.parse(text))
+  kinds = {each.kind for each in collectives}
   assert kinds <= {'all-gather', 'all-reduce', 'reduce-scatter'}
-  gathers = [one for one in found if one.kind == 'all-gather']
-  kernels = [one for one in gathers if one.bytes == 4 * _KERNEL]
-  # The 6 of each teacher's block, twice at the least: on the images, and
-  # when it interprets what it heard.
-  assert sum(one.times for one in kernels) >= 2 * 6 * (DEPTH - 1)
+  gathers = [each for each in collectives if each.kind == 'all-gather']
+  kernels = [each for each in gathers if each.bytes == 4 * _KERNEL]
+  # The teacher's blocks have 6 kernels each and run at least twice: on the
+  # images, and on the student's message.
+  assert sum(each.times for each in kernels) >= 2 * 6 * (DEPTH - 1)
   if scan:
-    # A block's at a time, never the stack.
-    assert {one.bytes for one in gathers if one.in_loop} == {4 * _KERNEL}
+    # One block is gathered at a time, never the whole stack.
+    assert {each.bytes for each in gathers if each.in_loop} == {4 * _KERNEL}
 
 
-def test_left_to_itself_xla_gathers_examples(monkeypatch):
-  """Else the test above would prove nothing."""
+def test_xla_alone_gathers_examples(monkeypatch):
+  """Without this the test above would prove nothing."""
   monkeypatch.setattr(
     gathering, 'gathered_params', lambda gather: contextlib.nullcontext()
   )
@@ -96,7 +98,7 @@ def test_left_to_itself_xla_gathers_examples(monkeypatch):
 
 
 def _filled(leaf):
-  """An array of such a shape, of small random numbers."""
+  """An array of this shape filled with small random numbers."""
   rng = np.random.default_rng(leaf.size)
   if np.issubdtype(leaf.dtype, np.floating):
     values = 0.05 * rng.normal(size=leaf.shape)
@@ -107,39 +109,39 @@ def _filled(leaf):
   return jax.device_put(values.astype(leaf.dtype), leaf.sharding)
 
 
-def test_pieces_train_as_the_whole(in_pieces):
-  scan, *pieces = in_pieces
-  found = []
-  for compiled, arguments in (pieces, _compiled(fsdp=1, scan=scan)):
+def test_shards_train_like_the_whole(sharded):
+  scan, *fsdp = sharded
+  results = []
+  for compiled, arguments in (fsdp, _compiled(fsdp=1, scan=scan)):
     state, fixed, rows = jax.tree.map(_filled, arguments)
     rows = rows._replace(mask=jax.tree.map(abs, rows.mask))
     before = jax.device_get(state.params)
     state, metrics = compiled(state, fixed, rows)
-    found.append(jax.device_get((state.params, metrics)))
-  (ours, measured), (theirs, expected) = found
+    results.append(jax.device_get((state.params, metrics)))
+  (ours, measured), (theirs, expected) = results
   for name, values in expected.items():
     np.testing.assert_allclose(measured[name], values, rtol=2e-5, err_msg=name)
   jax.tree.map(
-    lambda one, other: np.testing.assert_allclose(one, other, atol=2e-6),
+    lambda mine, other: np.testing.assert_allclose(mine, other, atol=2e-6),
     ours,
     theirs,
   )
   moved = jax.tree.map(lambda new, old: np.abs(new - old).max(), ours, before)
-  assert max(jax.tree.leaves(moved)) > 1e-3  # Hundreds of the tolerance.
+  assert max(jax.tree.leaves(moved)) > 1e-3  # Hundreds of tolerances.
 
 
-def test_each_device_has_a_piece(in_pieces):
-  _, _, (_, (teacher, _), _) = in_pieces
+def test_each_device_holds_one_shard(sharded):
+  _, _, (_, (teacher, _), _) = sharded
   for leaf in jax.tree.leaves(teacher):
     share = math.prod(leaf.sharding.shard_shape(leaf.shape))
-    assert share == leaf.size // (FSDP if leaf.size >= sharding.LEAST else 1)
+    assert share == leaf.size // (FSDP if leaf.size >= sharding.MIN_SIZE else 1)
 
 
-def test_a_gradient_is_what_it_was():
+def test_gathering_leaves_the_gradient_alone():
   one = jnp.float32(1)
   with gathering.gathered_params(lambda param: 2 * param):
     value, grad = jax.value_and_grad(
       lambda p: 3 * gathering.all_gather_param(p)
     )(one)
-  assert (value, grad) == (6, 3)  # It does not know what `gathering` did.
+  assert (value, grad) == (6, 3)  # The gradient does not see the doubling.
   assert gathering.all_gather_param(one) is one

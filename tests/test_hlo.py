@@ -1,4 +1,4 @@
-"""Collectives and memory traffic, read from compiled programs."""
+"""Collectives and memory traffic are read from compiled programs."""
 
 import functools
 import textwrap
@@ -9,18 +9,28 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
+from td_jax.tpu_cost import collectives
 from td_jax.tpu_cost import hlo
+from td_jax.tpu_cost import traffic as traffic_lib
 
 P = jax.sharding.PartitionSpec
-ROWS_APART = P('data')
+SHARDED_ROWS = P('data')
 
 
 @pytest.fixture(autouse=True, scope='module')
 def _optimised():
-  """Fusions are what is read here."""
+  """Compiles with fusions, as conftest.py turns optimisation off."""
   jax.config.update('jax_disable_most_optimizations', False)
   yield
   jax.config.update('jax_disable_most_optimizations', True)
+
+
+def _collectives(text):
+  return collectives.read(hlo.parse(text))
+
+
+def _traffic(text):
+  return traffic_lib.read(hlo.parse(text))
 
 
 def _mesh():
@@ -29,67 +39,67 @@ def _mesh():
   )
 
 
-def _mapped(fn, x, *, outside=ROWS_APART):
+def _mapped(fn, x, *, out_specs=SHARDED_ROWS):
   """The collectives of `fn`, mapped over a mesh of 4 by 2."""
   mapped = jax.shard_map(
     fn,
     mesh=_mesh(),
-    in_specs=ROWS_APART,
-    out_specs=outside,
+    in_specs=SHARDED_ROWS,
+    out_specs=out_specs,
     check_vma=False,
   )
-  return hlo.collectives(jax.jit(mapped).lower(x).compile().as_text())
+  return _collectives(jax.jit(mapped).lower(x).compile().as_text())
 
 
-def _one(kind, size, group, *, times=1, known=True, in_loop=False):
-  return hlo.Collective(kind, size, group, times, known, in_loop)
+def _collective(kind, size, group, *, times=1, known=True, in_loop=False):
+  return collectives.Collective(kind, size, group, times, known, in_loop)
 
 
 def _looped(kind, size, group, *, times, known=True):
-  return _one(kind, size, group, times=times, known=known, in_loop=True)
+  return _collective(kind, size, group, times=times, known=known, in_loop=True)
 
 
-ROWS = jnp.zeros((32, 16))  # A share of 8 rows is 512 bytes.
+ROWS = jnp.zeros((32, 16))  # A shard of 8 rows is 512 bytes.
 
 
 @pytest.mark.parametrize(
   ('axes', 'group'), [('data', 4), ('fsdp', 2), (('data', 'fsdp'), 8)]
 )
 def test_all_reduce(axes, group):
-  found = _mapped(lambda x: lax.psum(x, axes), ROWS)
-  assert found == [_one('all-reduce', 512, group)]
-  assert found[0].sent == 2 * 512 * (group - 1) / group
+  result = _mapped(lambda x: lax.psum(x, axes), ROWS)
+  assert result == [_collective('all-reduce', 512, group)]
+  assert result[0].sent == 2 * 512 * (group - 1) / group
 
 
 def test_all_gather():
-  found = _mapped(lambda x: lax.all_gather(x, 'data'), ROWS, outside=P(None))
-  assert found == [_one('all-gather', 4 * 512, 4)]
-  assert found[0].sent == 3 * 512
+  result = _mapped(lambda x: lax.all_gather(x, 'data'), ROWS, out_specs=P(None))
+  assert result == [_collective('all-gather', 4 * 512, 4)]
+  assert result[0].sent == 3 * 512
 
 
 def test_reduce_scatter():
-  found = _mapped(lambda x: lax.psum_scatter(x, 'data', tiled=True), ROWS)
-  assert found == [_one('reduce-scatter', 512, 4)]
-  assert found[0].sent == 3 * 512 / 4
+  result = _mapped(lambda x: lax.psum_scatter(x, 'data', tiled=True), ROWS)
+  assert result == [_collective('reduce-scatter', 512, 4)]
+  assert result[0].sent == 3 * 512 / 4
 
 
 def test_permute_and_all_to_all():
   ring = [(i, (i + 1) % 4) for i in range(4)]
-  found = _mapped(lambda x: lax.ppermute(x, 'data', ring), ROWS)
-  assert [(one.kind, one.bytes, one.sent) for one in found] == [
+  result = _mapped(lambda x: lax.ppermute(x, 'data', ring), ROWS)
+  assert [(each.kind, each.bytes, each.sent) for each in result] == [
     ('collective-permute', 512, 512)
   ]
-  found = _mapped(lambda x: lax.all_to_all(x, 'data', 0, 1, tiled=True), ROWS)
-  assert [(one.kind, one.bytes, one.group) for one in found] == [
+  result = _mapped(lambda x: lax.all_to_all(x, 'data', 0, 1, tiled=True), ROWS)
+  assert [(each.kind, each.bytes, each.group) for each in result] == [
     ('all-to-all', 512, 4)
   ]
-  assert found[0].sent == 3 * 512 / 4
+  assert result[0].sent == 3 * 512 / 4
 
 
 @pytest.mark.parametrize(('dtype', 'width'), [('int8', 1), ('float32', 4)])
 def test_width_of_elements(dtype, width):
-  (found,) = _mapped(lambda x: lax.psum(x, 'data'), ROWS.astype(dtype))
-  assert found.bytes == 8 * 16 * width
+  (result,) = _mapped(lambda x: lax.psum(x, 'data'), ROWS.astype(dtype))
+  assert result.bytes == 8 * 16 * width
 
 
 def test_in_a_loop():
@@ -115,7 +125,7 @@ def test_in_a_loop_of_unknown_length():
   ]
 
 
-def test_a_known_loop_in_an_unknown_one():
+def test_a_known_loop_in_an_unknown_collective():
   def scan(x):
     return lax.scan(lambda x, _: (lax.psum(x, 'data'), None), x, length=6)[0]
 
@@ -131,11 +141,11 @@ def test_in_a_branch():
   def fn(x):
     return lax.cond(x[0, 0] > 0, lambda x: lax.psum(x, 'data'), jnp.sin, x)
 
-  assert _mapped(fn, ROWS) == [_one('all-reduce', 512, 4)]
+  assert _mapped(fn, ROWS) == [_collective('all-reduce', 512, 4)]
 
 
 def _fsdp(*, layers):
-  """A step whose parameters are shared over `fsdp`, its batch over both."""
+  """A step with parameters sharded over `fsdp`, its batch over both axes."""
   mesh = _mesh()
 
   def arg(shape, *spec):
@@ -159,19 +169,19 @@ def _fsdp(*, layers):
 
 
 def test_fsdp_gathers_and_reduces_each_layer():
-  found = hlo.collectives(_fsdp(layers=6))
+  result = _collectives(_fsdp(layers=6))
   kernel = 64 * 64 * 4
-  gathers = [one for one in found if one.kind == 'all-gather']
-  # A layer's kernel is gathered forward and once more backward.
+  gathers = [each for each in result if each.kind == 'all-gather']
+  # Each kernel is gathered in the forward pass and again in the backward pass.
   assert gathers == 2 * [_looped('all-gather', kernel, 2, times=6)]
-  reduces = [one for one in found if one.kind == 'all-reduce']
-  assert sum(one.times for one in reduces) == len(reduces) * 6
-  assert {(one.bytes, one.group) for one in reduces} <= {
+  reduces = [each for each in result if each.kind == 'all-reduce']
+  assert sum(each.times for each in reduces) == len(reduces) * 6
+  assert {(each.bytes, each.group) for each in reduces} <= {
     (kernel, 2),
     (kernel, 8),
     (kernel // 2, 4),
   }
-  assert len(found) == len(gathers) + len(reduces)
+  assert len(result) == len(gathers) + len(reduces)
 
 
 TPU = textwrap.dedent("""\
@@ -225,20 +235,20 @@ TPU = textwrap.dedent("""\
 """)
 
 
-def test_as_tpus_write_it():
-  """Halves, tuples, meshes, and a reduce-scatter that is a fusion."""
-  found = hlo.collectives(TPU)
-  assert sorted(found, key=lambda one: (one.kind, one.bytes)) == [
+def test_text_of_a_tpu_program():
+  """Asynchronous halves, tuples, meshes, and a reduce-scatter as a fusion."""
+  result = _collectives(TPU)
+  assert sorted(result, key=lambda each: (each.kind, each.bytes)) == [
     _looped('all-gather', 16 * 8 * 4, 8, times=7),
-    _one('all-reduce', 16 * 8 * 4, 8),
-    _one('all-reduce', 16 * 8 * 4 + 16, 4),
-    _one('collective-permute', 16 * 8 * 4, 8),
-    _one('reduce-scatter', 16 * 8 * 2, 4),
+    _collective('all-reduce', 16 * 8 * 4, 8),
+    _collective('all-reduce', 16 * 8 * 4 + 16, 4),
+    _collective('collective-permute', 16 * 8 * 4, 8),
+    _collective('reduce-scatter', 16 * 8 * 2, 4),
   ]
 
 
 @pytest.mark.parametrize(
-  ('said', 'group'),
+  ('groups', 'group'),
   [
     ('{{0,4},{1,5},{2,6},{3,7}}', 2),
     ('[1,8]<=[8]', 8),
@@ -248,29 +258,29 @@ def test_as_tpus_write_it():
     ("mesh['x'=8] {'x':(2)4}", 4),
   ],
 )
-def test_groups(said, group):
-  text = TPU.replace('replica_groups={}', f'replica_groups={said}')
-  (found,) = [
-    one
-    for one in hlo.collectives(text)
-    if one.kind == 'all-reduce' and one.bytes == 16 * 8 * 4
+def test_groups(groups, group):
+  text = TPU.replace('replica_groups={}', f'replica_groups={groups}')
+  (reduce,) = [
+    each
+    for each in _collectives(text)
+    if each.kind == 'all-reduce' and each.bytes == 16 * 8 * 4
   ]
-  assert found.group == group
+  assert reduce.group == group
 
 
-def test_loops_that_do_not_tell_their_length():
+def test_loops_of_unknown_length():
   for old, new in (('LT', 'GT'), ('s32[]{:T(128)} constant(7)', 'f()')):
-    found = hlo.collectives(TPU.replace(old, new))
-    (gather,) = [one for one in found if one.kind == 'all-gather']
+    result = _collectives(TPU.replace(old, new))
+    (gather,) = [each for each in result if each.kind == 'all-gather']
     assert (gather.times, gather.known) == (1, False)
-    assert hlo.traffic(TPU.replace(old, new)).unknown == 1
+    assert _traffic(TPU.replace(old, new)).unknown == 1
 
 
-def test_a_length_that_the_compiler_tells():
+def test_a_trip_count_from_the_compiler():
   text = TPU.replace('LT', 'GT').replace(
     'body=%body', 'body=%body, backend_config={"known_trip_count":{"n":"9"}}'
   )
-  (gather,) = [one for one in hlo.collectives(text) if one.kind == 'all-gather']
+  (gather,) = [each for each in _collectives(text) if each.kind == 'all-gather']
   assert (gather.times, gather.known) == (9, True)
 
 
@@ -300,9 +310,10 @@ def test_called_and_sliced_through_a_bitcast():
       ROOT %called = f32[4]{0} call(%x, %k), to_apply=%apart
     }
   """)
-  assert hlo.collectives(text) == [_one('all-reduce', 16, 2)]
-  # The row and its index are read, the row is written; then it is reduced.
-  assert hlo.traffic(text).bytes == (16 + 4 + 16) + (16 + 16)
+  assert _collectives(text) == [_collective('all-reduce', 16, 2)]
+  # The fusion reads the row and its index and writes the row; the all-reduce
+  # reads and writes it again.
+  assert _traffic(text).bytes == (16 + 4 + 16) + (16 + 16)
 
 
 PIECE = """
@@ -328,22 +339,22 @@ ENTRY %main (x: f32[2,8]) -> f32[8,8] {{
 """
 
 
-def test_the_pieces_of_a_chain_are_one():
-  """A gather that goes on while two other things are computed."""
-  assert hlo.collectives(CHAIN) == [_one('all-gather', 256, 4)]
-  assert hlo.traffic(CHAIN).bytes == 64 + 256
+def test_the_pieces_of_a_chain_count_as_one_collective():
+  """A gather that overlaps with two other computations."""
+  assert _collectives(CHAIN) == [_collective('all-gather', 256, 4)]
+  assert _traffic(CHAIN).bytes == 64 + 256
   apart = CHAIN.replace(', frontend_attributes={chain_id="5"}', '')
-  assert hlo.collectives(apart) == 2 * [_one('all-gather', 256, 4)]
-  assert hlo.traffic(apart).bytes == 2 * (64 + 256)
+  assert _collectives(apart) == 2 * [_collective('all-gather', 256, 4)]
+  assert _traffic(apart).bytes == 2 * (64 + 256)
 
 
-def test_memory_on_the_chip_is_no_traffic():
+def test_on_chip_memory_is_no_traffic():
   whole = 16 * 8 * 4
-  body = whole + whole  # Read by negate, written by the gather.
-  entry = 16 * 8 * 2  # The fusion's result stays on the chip.
+  body = whole + whole  # `negate` reads it, the gather writes it.
+  entry = 16 * 8 * 2  # The fusion reads; its result stays on the chip.
   entry += 2 * (whole + 16) + 2 * whole + 2 * whole
-  scalars = 7 * (4 + 4 + 1)  # Of the loop's condition.
-  traffic = hlo.traffic(TPU)
+  scalars = 7 * (4 + 4 + 1)  # The loop's condition reads and writes these.
+  traffic = _traffic(TPU)
   assert traffic.bytes == 7 * body + entry + scalars
   assert (traffic.loops, traffic.unknown) == (1, 0)
 
@@ -351,7 +362,7 @@ def test_memory_on_the_chip_is_no_traffic():
 def _compiled(fn, *args):
   compiled = jax.jit(fn).lower(*args).compile()
   costs = compiled.cost_analysis()
-  return hlo.traffic(compiled.as_text()), costs['bytes accessed']
+  return _traffic(compiled.as_text()), costs['bytes accessed']
 
 
 def _mlp(x, first, second):
@@ -359,7 +370,7 @@ def _mlp(x, first, second):
 
 
 @pytest.mark.parametrize('backward', [False, True])
-def test_traffic_without_loops_as_the_compiler_counts_it(backward):
+def test_traffic_without_loops_agrees_with_the_compiler(backward):
   fn = jax.grad(_mlp, argnums=(1, 2)) if backward else _mlp
   args = jnp.zeros((128, 64)), jnp.zeros((64, 256)), jnp.zeros((256, 32))
   traffic, expected = _compiled(fn, *args)
@@ -368,7 +379,7 @@ def test_traffic_without_loops_as_the_compiler_counts_it(backward):
   assert traffic.bytes > 128 * 64 * 4 + 64 * 256 * 4
 
 
-def test_traffic_of_a_loop_is_of_all_its_rounds():
+def test_traffic_of_a_loop_counts_every_iteration():
   def fn(x, kernels):
     return lax.scan(lambda x, k: (jnp.tanh(x @ k), None), x, kernels)[0]
 
@@ -379,13 +390,14 @@ def test_traffic_of_a_loop_is_of_all_its_rounds():
     sizes[layers] = traffic.bytes
     assert (traffic.loops, traffic.unknown) == (1, 0)
     assert traffic.bytes > 3 * once / 2
-  # A round slices its kernel out (read, write), reads it, and x in and out.
+  # An iteration copies a slice of the kernels (read, write), reads the copy,
+  # and reads and writes x.
   kernel, hidden = 64 * 64 * 4, 8 * 64 * 4
-  one = (sizes[20] - sizes[10]) / 10
-  assert 3 * kernel < one < 3 * kernel + 6 * hidden
+  iteration = (sizes[20] - sizes[10]) / 10
+  assert 3 * kernel < iteration < 3 * kernel + 6 * hidden
 
 
-def test_of_a_slice_only_the_slice_is_touched():
+def test_slicing_touches_only_the_slice():
   table, ids = jnp.zeros((10_000, 16)), jnp.arange(8)
   traffic, _ = _compiled(lambda table, ids: 2 * table[ids], table, ids)
   assert 2 * 8 * 16 * 4 <= traffic.bytes < 8 * 8 * 16 * 4
@@ -395,11 +407,11 @@ def test_of_a_slice_only_the_slice_is_touched():
 
   fn = jax.jit(update, donate_argnums=0)
   text = fn.lower(table, jnp.ones((1, 16)), 3).compile().as_text()
-  assert 2 * 16 * 4 <= hlo.traffic(text).bytes < 8 * 16 * 4
+  assert 2 * 16 * 4 <= _traffic(text).bytes < 8 * 16 * 4
 
 
 def test_a_program_without_collectives():
   text = jax.jit(functools.partial(_mlp, jnp.zeros((4, 4)))).lower(
     jnp.zeros((4, 4)), jnp.zeros((4, 4))
   )
-  assert hlo.collectives(text.compile().as_text()) == []
+  assert _collectives(text.compile().as_text()) == []

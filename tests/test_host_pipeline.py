@@ -1,5 +1,6 @@
-"""Streams: what comes where, whoever asks, whatever is broken."""
+"""Streams: each position has its record, for any host and despite damage."""
 
+import contextlib
 import pathlib
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import tiny_images
 
 from td_jax import errors
+from td_jax.data import decoding
 from td_jax.data import host_pipeline
 from td_jax.data import preprocess
 from td_jax.data import records
@@ -17,7 +19,7 @@ from td_jax.data import records
 tf = pytest.importorskip('tensorflow')
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
-TRAIN = tiny_images.SIZES['train']  # 23: no batch divides it.
+TRAIN = tiny_images.SIZES['train']  # 23, which no batch size here divides.
 TEST = tiny_images.SIZES['test']
 KINDS = ('image_folder', 'array_record', 'tfrecord')
 
@@ -26,12 +28,12 @@ KINDS = ('image_folder', 'array_record', 'tfrecord')
 def datasets(tmp_path_factory):
   """{layout: Dataset}, all of the same examples."""
   folder = tiny_images.folder(tmp_path_factory.mktemp('folder'))
-  found = {'image_folder': records.load('image_folder', str(folder))}
+  layouts = {'image_folder': records.load('image_folder', str(folder))}
   for kind in KINDS[1:]:
     root = tmp_path_factory.mktemp(kind)
     tiny_images.prepare(root, file_format=kind, examples=tiny_images.examples())
-    found[kind] = records.load('tiny', str(root))
-  return found
+    layouts[kind] = records.load('tiny', str(root))
+  return layouts
 
 
 @pytest.fixture(params=KINDS)
@@ -41,15 +43,28 @@ def dataset(request, datasets):
 
 def _training(source, **options):
   return host_pipeline.training(
-    source, **{'seed': 3, 'batch_size': 8, 'size': 12, 'lanes': 4, **options}
+    source, **{'seed': 3, 'batch_size': 8, 'size': 12, **options}
   )
 
 
-def _whole(source, **options):
-  """A training stream whose images are whole: each tells which it is."""
-  return _training(
-    source, area=(1.0, 1.0), aspect=(4 / 3, 4 / 3), flip=0.0, **options
-  )
+@contextlib.contextmanager
+def _no_crops():
+  """Training streams deliver whole images, which identify their records."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      decoding,
+      'random_crop',
+      lambda image, draws, *, size, area: decoding.whole_image(
+        image, size=size
+      ),
+    )
+    yield
+
+
+@pytest.fixture
+def no_crops():
+  with _no_crops():
+    yield
 
 
 def _same(one, two):
@@ -59,7 +74,7 @@ def _same(one, two):
 
 
 def _signatures(images):
-  """A number an image, which no other image has."""
+  """A number for each image that no other image has."""
   return images.astype(np.int64).reshape(len(images), -1) @ np.arange(
     1, images[0].size + 1
   )
@@ -72,11 +87,6 @@ def test_shapes_and_types(dataset):
     'label': ((8,), 'int32'),
     'mask': ((8,), 'float32'),
   }
-  exact = _training(dataset.records('train'), dtype='float32').batch(0)
-  assert exact['image'].dtype == np.float32
-  rounded = np.floor(exact['image'] + np.float32(0.5))
-  np.testing.assert_array_equal(rounded, batch['image'])
-  assert (exact['image'] != batch['image']).mean() > 0.5
 
 
 def test_a_batch_follows_from_its_step(dataset):
@@ -92,8 +102,8 @@ def test_a_batch_follows_from_its_step(dataset):
   assert (other['image'] != batches[0]['image']).any()
 
 
-def test_epochs_skip_and_repeat_nothing(dataset):
-  run = _whole(dataset.records('train'))
+def test_epochs_skip_and_repeat_nothing(dataset, no_crops):
+  run = _training(dataset.records('train'))
   batches = [run.batch(step) for step in range(9)]
   images = np.concatenate([batch['image'] for batch in batches])
   seen = _signatures(images)[: 3 * TRAIN].reshape(3, TRAIN)
@@ -110,14 +120,24 @@ def test_epochs_skip_and_repeat_nothing(dataset):
 
 
 @pytest.mark.parametrize(
-  ('kind', 'hosts'),
-  [('image_folder', 2), ('array_record', 2), ('tfrecord', 2), ('tfrecord', 8)],
+  ('kind', 'batch_size', 'hosts'),
+  [
+    ('image_folder', 8, 2),
+    ('array_record', 8, 2),
+    ('tfrecord', 8, 2),
+    ('tfrecord', 8, 8),
+    ('tfrecord', 24, 12),  # 8 lanes, so that hosts share lanes.
+  ],
 )
-def test_hosts_share_what_one_host_has(datasets, kind, hosts):
+def test_hosts_divide_the_batches_of_one_host(
+  datasets, kind, batch_size, hosts
+):
   source = datasets[kind].records('train')
-  whole = _training(source)
+  whole = _training(source, batch_size=batch_size)
   parts = [
-    _training(source, host=host_pipeline.Host(index, hosts))
+    _training(
+      source, batch_size=batch_size, host=host_pipeline.Host(index, hosts)
+    )
     for index in range(hosts)
   ]
   for step in (0, 1, 2, 5):
@@ -128,10 +148,10 @@ def test_hosts_share_what_one_host_has(datasets, kind, hosts):
     _same(together, whole.batch(step))
 
 
-def test_layouts_hold_the_same_examples(datasets):
+def test_layouts_hold_the_same_examples(datasets, no_crops):
   contents = []
   for kind in KINDS:
-    run = _whole(datasets[kind].records('train'), batch_size=TRAIN)
+    run = _training(datasets[kind].records('train'), batch_size=TRAIN)
     batch = run.batch(0)
     contents.append(
       sorted(
@@ -147,16 +167,10 @@ def test_layouts_hold_the_same_examples(datasets):
 
 def test_crops_are_those_of_the_draws(dataset):
   source = dataset.records('train')
-  got = _training(source, dtype='float32', size=10).batch(2)
-  # The same order, whole: which image it is; then cropped by hand.
-  whole = _training(
-    source,
-    dtype='float32',
-    size=10,
-    area=(1.0, 1.0),
-    aspect=(4 / 3, 4 / 3),
-    flip=0.0,
-  ).batch(2)
+  got = _training(source, size=10).batch(2)
+  # Whole images in the same order identify the records to crop by hand.
+  with _no_crops():
+    whole = _training(source, size=10).batch(2)
   examples = source.read(np.arange(len(source)))
   decoded = [tf.io.decode_jpeg(example.image).numpy() for example in examples]
   shrunk = [tf.image.resize(image, (10, 10)).numpy() for image in decoded]
@@ -186,8 +200,15 @@ def test_crops_are_those_of_the_draws(dataset):
     assert got['label'][row] == examples[number].label
     # A decoded crop differs from the crop of a decoded image at its border,
     # where colours are interpolated from what is not decoded.
-    difference = np.abs(got['image'][row] - expected)
+    exact = decoding.random_crop(
+      examples[number].image, draws[row], size=10, area=preprocess.AREA
+    ).numpy()
+    difference = np.abs(exact - expected)
     assert np.median(difference) < 1.5 and difference.mean() < 4
+    # The stream rounds to the nearest grey level.
+    rounded = np.floor(exact + np.float32(0.5))
+    np.testing.assert_array_equal(got['image'][row], rounded)
+    assert (exact != rounded).mean() > 0.5
   assert 0 < flips < 8
 
 
@@ -231,11 +252,10 @@ def test_evaluation_counts_every_example(dataset, batch_size, hosts):
 
 def test_middle_of_the_resized_image(datasets):
   source = datasets['array_record'].records('test')  # 24 x 32 pixels.
-  run = host_pipeline.evaluation(
-    source, batch_size=2, size=5, smaller_side=8, dtype='float32'
-  )
-  got = run.batch(0)['image'][1]
-  pixels = tf.io.decode_jpeg(source.read(np.array([1]))[0].image).numpy()
+  run = host_pipeline.evaluation(source, batch_size=2, size=5, smaller_side=8)
+  file = source.read(np.array([1]))[0].image
+  got = decoding.whole_image(file, size=5, smaller_side=8).numpy()
+  pixels = tf.io.decode_jpeg(file).numpy()
   # To 8 x 11: 8 rows of 3 pixels, and 11 columns of 32/11 = 2.9. Of those the
   # middle 5 x 5 begins at row 1 and column 3, after 96/11 pixels.
   rows = pixels.reshape(8, 3, 32, 3).astype(np.float64).mean(1)[1:6]
@@ -245,6 +265,9 @@ def test_middle_of_the_resized_image(datasets):
   upto = sums[:, whole] + (ends - whole)[:, None] * rows[:, whole]
   expected = np.diff(upto, axis=1) * 11 / 32
   np.testing.assert_allclose(got, expected, atol=1e-2)
+  np.testing.assert_array_equal(
+    run.batch(0)['image'][1], np.floor(got + np.float32(0.5))
+  )
   with pytest.raises(errors.ConfigError, match='smaller_side is 6'):
     host_pipeline.evaluation(source, batch_size=2, size=8, smaller_side=6)
 
@@ -263,7 +286,9 @@ def test_png_files_are_cropped_alike(tmp_path):
 
 
 def test_hosts_must_divide_the_batch(datasets):
-  with pytest.raises(errors.ConfigError, match='batch_size is 8, no multiple'):
+  with pytest.raises(
+    errors.ConfigError, match='batch_size is 8, not a multiple'
+  ):
     _training(
       datasets['image_folder'].records('train'), host=host_pipeline.Host(0, 3)
     )
@@ -305,10 +330,10 @@ def test_corrupt_image_is_named(broken):
   assert f"'train' ({source.name(named).split('(')[1]}" in message
 
 
-def test_skipped_images_shift_no_others(broken):
+def test_skipped_images_shift_no_others(broken, no_crops):
   source = broken.records('train')
   lines = []
-  run = _whole(source, skip_corrupt=True, log=lines.append)
+  run = _training(source, skip_corrupt=True, log=lines.append)
   batches = [run.batch(step) for step in range(6)]
   masks = np.concatenate([batch['mask'] for batch in batches])
   assert masks[:TRAIN].sum() == TRAIN - 2  # In each epoch.
@@ -326,11 +351,11 @@ def test_skipped_images_shift_no_others(broken):
     if number not in run.skipped
   }
   for step, batch in enumerate(batches):
-    ids = run._places(step, slice(0, 8)).ids.tolist()
+    ids = run._positions(step, slice(0, 8)).ids.tolist()
     for number, image in zip(ids, batch['image'], strict=True):
       if number in good:
         assert np.abs(image - good[number]).max() <= 0.501
-  again = _whole(source, skip_corrupt=True, log=lines.append)
+  again = _training(source, skip_corrupt=True, log=lines.append)
   _same(again.batch(4), batches[4])
 
 

@@ -1,5 +1,6 @@
-"""Image datasets in columns: the cache, parts of it, and the real CIFAR."""
+"""Image datasets as columns: the cache, subsets, and the real CIFAR."""
 
+import hashlib
 import itertools
 import os
 import pathlib
@@ -16,6 +17,7 @@ from td_jax import errors
 from td_jax.data import host_pipeline
 from td_jax.data import images
 from td_jax.data import records
+from td_jax.data import tfds
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 KINDS = ('image_folder', 'array_record', 'tfrecord')
@@ -83,7 +85,7 @@ def test_second_load_is_from_the_cache(where):
   ]
 
 
-def test_slices_part_the_split(where):
+def test_slices_divide_the_split(where):
   whole, _ = _load(where)
   head, _ = _load(where, 'train[:60%]')
   tail, _ = _load(where, 'train[60%:]')
@@ -96,7 +98,7 @@ def test_slices_part_the_split(where):
   assert _load(where, 'train[:14]')[0].fingerprint == head.fingerprint
 
 
-def test_limit_is_a_balanced_part(where):
+def test_limit_selects_a_balanced_subset(where):
   whole, _ = _load(where)
   part, _ = _load(where, limit=12, seed=1)
   np.testing.assert_array_equal(np.bincount(part.labels), [4, 4, 4])
@@ -110,11 +112,45 @@ def test_limit_is_a_balanced_part(where):
     _load(where, limit=24)
 
 
+def test_fingerprints_are_those_of_old_runs(tmp_path, monkeypatch):
+  # From commit 5085e1a: results store fingerprints, and resuming compares them.
+  pixels = np.arange(6 * 2 * 2 * 3, dtype=np.uint8).reshape(6, 2, 2, 3)
+  columns = images._columns(
+    pixels, np.array([0, 1, 2, 0, 1, 2], np.int32), tiny_images.NAMES
+  )
+  monkeypatch.setattr(images, '_decode', lambda *_: columns)
+  (tmp_path / 'train' / 'cat').mkdir(parents=True)
+  (tmp_path / 'train' / 'cat' / 'a.jpg').write_bytes(b'x')
+  where = 'image_folder', str(tmp_path)
+  whole, _ = _load(where)
+  assert whole.fingerprint == (
+    '6025f8fcb6d5ecea9526967f1e62a104342b37cee7281e80c643d1e8228ef6c1'
+  )
+  subset, _ = _load(where, 'train[1:]', limit=3, seed=1)
+  assert subset.labels.tolist() == [2, 0, 1]
+  assert subset.fingerprint == (
+    'af066b87953d728fb08f54183fdf7d58108c7f2f8b435befe4ed558c3d4c2950'
+  )
+
+
+def test_caches_of_old_runs_are_used(tmp_path):
+  # Their names and stamps are those of commit 5085e1a.
+  folder = tiny_images.prepare(
+    tmp_path,
+    file_format='tfrecord',
+    examples=tiny_images.examples(encode=tiny_images.png),
+  )
+  info = (folder / 'dataset_info.json').read_bytes()
+  file, stamp = images._cache('tiny', str(tmp_path), 'train')
+  assert file == tmp_path / 'td_jax' / 'tiny-1.2.3-train.npz'
+  assert stamp == hashlib.sha256(info).hexdigest()
+
+
 def _pairs(columns):
   return [image.tobytes() for image in columns.images], columns.labels.tolist()
 
 
-def test_smaller_limits_are_parts_of_larger_ones():
+def test_smaller_limits_select_subsets_of_larger_ones():
   labels = np.random.default_rng(0).integers(0, 7, 500)
   chosen = [
     set(images.balanced(labels, limit, seed=5).tolist())
@@ -126,14 +162,14 @@ def test_smaller_limits_are_parts_of_larger_ones():
   counts = np.bincount(labels[list(chosen[3])])
   assert counts.max() - counts.min() <= 1
   assert len(chosen[4]) == 500
-  # Scarce classes are used up, the others fill in.
+  # When a class runs out, the others fill its turns.
   scarce = np.array([0] * 3 + [1] * 50)
   picked = images.balanced(scarce, 20, seed=0)
   assert np.bincount(scarce[picked]).tolist() == [3, 17]
   assert (np.diff(picked) > 0).all()
 
 
-def test_new_data_are_not_taken_from_the_old_cache(tmp_path):
+def test_changed_data_do_not_come_from_the_old_cache(tmp_path):
   where = 'image_folder', str(tmp_path)
   tiny_images.folder(tmp_path, encode=tiny_images.png)
   first, _ = _load(where)
@@ -162,7 +198,7 @@ def test_damaged_cache_is_made_again(tmp_path, damage):
   assert _load(where)[1] == []
 
 
-def test_forged_pixels_are_not_believed(tmp_path):
+def test_forged_caches_are_refused(tmp_path):
   where = 'image_folder', str(tmp_path)
   tiny_images.folder(tmp_path, encode=tiny_images.png)
   first, _ = _load(where)
@@ -189,7 +225,7 @@ def test_folder_that_cannot_be_written_is_not_fatal(tmp_path, monkeypatch):
   assert list((tmp_path / 'td_jax').iterdir()) == []
 
 
-def test_images_of_various_sizes_have_to_be_streamed(tmp_path):
+def test_images_that_differ_in_size_have_to_be_streamed(tmp_path):
   tiny_images.folder(tmp_path, encode=tiny_images.png)
   (tmp_path / 'train' / 'dog' / 'x.png').write_bytes(tiny_images.png(99, 5, 5))
   with pytest.raises(errors.DataError, match='have to be streamed'):
@@ -205,7 +241,7 @@ def test_corrupt_image_is_named(tmp_path):
   assert caught.value.exit_code == 65 and '\n' not in str(caught.value)
 
 
-def test_a_file_that_cannot_be_read_is_no_corrupt_image(tmp_path):
+def test_an_unreadable_file_is_not_a_corrupt_image(tmp_path):
   tiny_images.folder(tmp_path, encode=tiny_images.png)
   (tmp_path / 'train' / 'dog' / '999.png').mkdir()
   with pytest.raises(errors.IOFailedError, match=r'999\.png. cannot be') as e:
@@ -229,7 +265,7 @@ def test_a_lost_file_is_named(tmp_path, kind):
   assert 'record 8 of' in str(e.value) and '\n' not in str(e.value)
 
 
-def test_a_link_that_leads_nowhere(tmp_path):
+def test_a_dangling_link_is_named(tmp_path):
   tiny_images.folder(tmp_path, encode=tiny_images.png)
   (tmp_path / 'train' / 'dog' / 'x.png').symlink_to('nowhere')
   with pytest.raises(errors.DataError, match=r'x\.png cannot be read: No such'):
@@ -265,7 +301,7 @@ def test_absent_dataset_and_split(tmp_path, where):
 
 def _cifar(name):
   try:
-    records.find(name)
+    tfds.find(name)
   except errors.DataError as error:
     pytest.skip(str(error))
   return name
@@ -290,7 +326,7 @@ def test_cifar(name, classes):
   np.testing.assert_allclose(mean, published, atol=0.004)
 
 
-def test_cifar_is_there_in_a_second_without_tensorflow():
+def test_cached_cifar_loads_in_a_second_without_tensorflow():
   name = _cifar('cifar10')
   for split in ('train', 'test'):
     images.load_columns(name, split)

@@ -1,7 +1,7 @@
-"""launch/: what it would say to Google Cloud, and what workers do then.
+"""launch/: the commands for Google Cloud, and what they do on workers.
 
-In place of gcloud there is a script that writes its arguments down; commands
-for workers run here, in a home of their own, where Python is a script as well.
+A script that records its arguments replaces gcloud. Commands for workers run on
+this machine with their own home folder, where a script replaces Python as well.
 """
 
 import contextlib
@@ -28,8 +28,9 @@ _VERBS = (
 )  # fmt: skip
 _FLAGS = ['--config=configs/movielens.py', '--workdir=gs://bucket/run']
 
-# Writes its arguments to `calls`. `states` has what `describe` says of the
-# queued resource, one a call, the last for ever; ERROR fails as networks do.
+# Appends its arguments to `calls`. `describe` prints the next of `states`, the
+# states of the queued resource, and repeats the last. ERROR acts like a failed
+# network.
 _GCLOUD = """
 import json, pathlib, shutil, subprocess, sys
 here = pathlib.Path(__file__).parents[1]
@@ -43,8 +44,8 @@ elif verb == 'describe':
   states = (here / 'states').read_text().split()
   (here / 'states').write_text(' '.join(states[1:] or states))
   if states[0] in ('ABSENT', 'ERROR'):
-    said = 'NOT_FOUND: no such thing' if states[0] == 'ABSENT' else 'timed out'
-    sys.exit('ERROR: (gcloud) ' + said)
+    reason = 'NOT_FOUND: no such' if states[0] == 'ABSENT' else 'timed out'
+    sys.exit('ERROR: (gcloud) ' + reason)
   print(states[0])
 elif verb == 'create':
   (here / 'states').write_text('PROVISIONING ACTIVE')
@@ -56,8 +57,8 @@ elif verb == 'ssh':
   sys.exit(subprocess.run(['bash', '-c', command], cwd=home).returncode)
 """
 
-# td_jax: writes down its arguments, and ends with the first of `codes`. WAIT
-# waits to be told to stop, and DEAF does not listen.
+# Replaces td_jax: records its arguments, and exits with the next of `codes`. WAIT
+# waits for SIGTERM, and DEAF ignores it.
 _PYTHON = """
 import json, os, pathlib, signal, sys, time
 home = pathlib.Path(os.environ['HOME'])
@@ -77,7 +78,7 @@ else:
 time.sleep(60)
 """
 
-# Metadata of a pod, of one host, or of a machine that is not in Google Cloud.
+# The metadata server. Without a file it fails, as outside Google Cloud.
 _CURL = """
 import os, pathlib, sys
 file = pathlib.Path(os.environ['HOME'], sys.argv[-1].rpartition('/')[2])
@@ -94,20 +95,20 @@ with open(home / 'uv_calls', 'a') as f:
 
 def _script(path, text):
   path.parent.mkdir(parents=True, exist_ok=True)
-  # -S and -E: these start dozens of times.
+  # -S and -E make Python start faster; the scripts start dozens of times.
   path.write_text(f'#!{sys.executable} -ES\n{text}')
   path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
 class _Cloud:
-  """A project with one TPU host, in a folder."""
+  """A fake project with one TPU host, in a folder."""
 
   def __init__(self, path):
     self.path, self.home = path, path / 'home'
     self.home.mkdir()
     for name, text in (('gcloud', _GCLOUD), ('curl', _CURL), ('uv', _UV)):
       _script(path / 'bin' / name, text)
-    self.say(states='ACTIVE', node='READY')
+    self.set(states='ACTIVE', node='READY')
     self.env = {
       **{k: v for k, v in os.environ.items() if not k.startswith('JAX_')},
       'HOME': str(self.home),
@@ -115,17 +116,17 @@ class _Cloud:
       'TD_RESTART_DELAY': '0.1',
     }
 
-  def say(self, **texts):
+  def set(self, **texts):
     for name, text in texts.items():
       (self.path / name).write_text(text)
 
   def installed(self):
-    """As after `install`, but with this very checkout."""
+    """Puts the host into the state after `install`, with this checkout."""
     _script(self.home / 'td_jax' / 'venv' / 'bin' / 'python', _PYTHON)
     (self.home / 'td_jax' / 'source').symlink_to(_ROOT)
 
   def tpu(self, *args, type_='v4-8', ok=True):
-    """Runs launch/tpu.sh; checks whether it succeeds."""
+    """Runs launch/tpu.sh, which must succeed unless `ok` is False."""
     command = [_TPU, '--name=td', '--zone=z', f'--type={type_}', '--poll=0']
     done = subprocess.run(
       [*command, *args],
@@ -135,39 +136,39 @@ class _Cloud:
     return done
 
   def calls(self):
-    """What gcloud was called for, in short: ['create', 'ssh start', ...]."""
-    file, found = self.path / 'calls', []
+    """The calls of gcloud since last time: ['create', 'ssh start', ...]."""
+    file, calls = self.path / 'calls', []
     for line in file.read_text().splitlines() if file.exists() else ():
       args = json.loads(line)
       verb = re.search(r'worker\.sh (\w+)(?!.*worker\.sh)', line)
-      found.append(args[3] + (f' {verb[1]}' if verb else ''))
+      calls.append(args[3] + (f' {verb[1]}' if verb else ''))
     file.unlink(missing_ok=True)
-    return found
+    return calls
 
   def ran(self):
-    """Arguments and JAX's variables of each time that td_jax was run."""
+    """The arguments and JAX's variables of each start of td_jax."""
     file = self.home / 'ran'
     return [json.loads(line) for line in file.read_text().splitlines()]
 
   def codes(self, *codes):
     (self.home / 'codes').write_text(' '.join(map(str, codes)))
 
-  def until(self, what, seconds=30):
-    """The state of the run, once it has `what` in it."""
+  def until(self, text, seconds=30):
+    """Waits until the state of the run contains `text`; returns the state."""
     file = self.home / 'td_jax' / 'state'
     for _ in range(seconds * 20):
       state = file.read_text() if file.exists() else ''
-      if what in state:
+      if text in state:
         return state
       time.sleep(0.05)
-    raise AssertionError(f'not {what!r} but {state!r}')
+    raise AssertionError(f'{text!r} is not in {state!r}')
 
   def until_it_waits(self):
     for _ in range(600):
       if (self.home / 'waits').exists():
         return
       time.sleep(0.05)
-    raise AssertionError('the run does not wait')
+    raise AssertionError('the run is not waiting')
 
 
 @pytest.fixture
@@ -177,13 +178,13 @@ def cloud(tmp_path):
   run = cloud.home / 'td_jax'
   state = run / 'state'
   if state.exists() and state.read_text().startswith('running'):
-    # Whatever a failed test left; its group is gone if it was killed.
+    # A failed test left a run behind. If it was killed its group is gone.
     with contextlib.suppress(ProcessLookupError):
       os.killpg(int((run / 'pid').read_text()), signal.SIGKILL)
 
 
 def _dry(*args, **env):
-  """The commands that launch/tpu.sh would run, as lists of words."""
+  """The commands that launch/tpu.sh would run, each a list of words."""
   done = subprocess.run(
     [_TPU, *args], env=os.environ | env, capture_output=True, text=True,
     timeout=60, check=False,
@@ -194,7 +195,7 @@ def _dry(*args, **env):
 
 
 def _expected(type_, spot):
-  """The commands of each subcommand, written out again."""
+  """The commands of each subcommand, written independently."""
   runtime = {
     'v4-8': 'tpu-ubuntu2204-base',
     'v5litepod-256': 'v2-alpha-tpuv5-lite',
@@ -210,7 +211,7 @@ def _expected(type_, spot):
     quoted = shlex.quote(f'--command={command}')
     return f'{node} ssh td --worker={which} {quoted}{where}'
 
-  one = {
+  commands = {
     'create': [
       f'{queued} create td --node-id=td --accelerator-type={type_} '
       f'--runtime-version={runtime}{" --spot" if spot else ""}{where}'
@@ -222,7 +223,7 @@ def _expected(type_, spot):
       f'{node} scp {bundle} td:td_jax.bundle --worker=all{where}',
       ssh(
         'mkdir -p td_jax && { flock -n td_jax/lock true || '
-        "{ echo 'a run is going on; stop it first' >&2; exit 1; }; } && "
+        "{ echo 'a run is in progress; stop it first' >&2; exit 1; }; } && "
         'rm -rf td_jax/source && '
         'git clone --quiet --no-checkout td_jax.bundle td_jax/source && '
         f'git -C td_jax/source checkout --quiet --detach {head} && '
@@ -239,19 +240,19 @@ def _expected(type_, spot):
     'stop': [ssh(f'[ ! -e {worker} ] || {worker} stop 120')],
     'delete': [f'{queued} delete td --force --quiet{where}'],
   }
-  one['resume'] = [
-    *one['wait'],
+  commands['resume'] = [
+    *commands['wait'],
     f"{node} describe td --format='value(state)'{where}",
-    *one['delete'], *one['create'], *one['wait'],
+    *commands['delete'], *commands['create'], *commands['wait'],
     ssh(f'{worker} running'),
-    *one['stop'], *one['install'], *one['run'],
+    *commands['stop'], *commands['install'], *commands['run'],
   ]  # fmt: skip
-  return {verb: [shlex.split(c) for c in one[verb]] for verb in _VERBS}
+  return {verb: [shlex.split(c) for c in commands[verb]] for verb in _VERBS}
 
 
 def _git(*args):
   if shutil.which('git') is None or not (_ROOT / '.git').exists():
-    pytest.skip('this is no git checkout')
+    pytest.skip('this is not a git checkout')
   return subprocess.check_output(['git', '-C', _ROOT, *args], text=True).strip()
 
 
@@ -275,7 +276,7 @@ def test_dry_run_prints_the_commands(type_, spot):
     assert after == _dry('--dry_run', *options, verb, *_flags(verb))
 
 
-def test_settings_come_from_the_environment_and_flags_win():
+def test_flags_win_over_the_environment():
   env = {
     'TPU_NAME': 'td',
     'TPU_ZONE': 'a',
@@ -328,31 +329,43 @@ def test_flags_survive_two_shells(cloud):
 
 
 @pytest.mark.parametrize(
-  ('args', 'said'),
+  ('args', 'message'),
   [
     ([], 'unknown subcommand (none); choose one of create'),
     (['frob'], 'unknown subcommand frob'),
-    (['create', 'wait'], 'one subcommand at a time: create or wait'),
-    (['create', '--name='], '--name=NAME or TPU_NAME'),
-    (['delete', '--zone='], '--zone=ZONE or TPU_ZONE'),
+    (['create', 'wait'], 'two subcommands, create and wait; choose one'),
+    (['create', '--name='], 'set --name=NAME or TPU_NAME'),
+    (['delete', '--zone='], 'set --zone=ZONE or TPU_ZONE'),
     (['create', '--type='], 'v4-8 or v5litepod-256'),
-    (['create', '--type=v9x-8'], 'give --runtime=VERSION'),
+    (['create', '--type=v9x-8'], 'set --runtime=VERSION'),
     (['run', '--config=c.py'], 'td_jax.main come after --'),
     (['run'], 'needs the flags of td_jax.main after --'),
-    (['stop', '--', 'x'], 'takes nothing after --, and got x'),
-    (['install', '--repo=u'], '--repo and --commit both'),
-    (['logs', '--worker=first'], 'neither a number nor all'),
-    (['stop', '--grace=1m'], 'whole numbers'),
-    (['run', '--type=v5litepod-256', '--', '--workdir=runs/x'], 'a pod'),
-    (['run', '--type=v4-16', '--', '--config=c.py'], 'a pod (v4-16)'),
-    (['run', '--spot', '--', '--config=c.py'], 'run on spot capacity needs'),
+    (['stop', '--', 'x'], 'takes no flags after --, but got x'),
+    (['install', '--repo=u'], 'set both --repo and --commit'),
+    (
+      ['logs', '--worker=first'],
+      '--worker is first; it must be a number or all',
+    ),
+    (['stop', '--grace=1m'], 'must be whole numbers'),
+    (
+      ['run', '--type=v5litepod-256', '--', '--workdir=runs/x'],
+      "'runs/x', but a pod",
+    ),
+    (
+      ['run', '--type=v4-16', '--', '--config=c.py'],
+      'a pod (v4-16) needs --workdir=gs://',
+    ),
+    (
+      ['run', '--spot', '--', '--config=c.py'],
+      'run on spot capacity needs --workdir=gs://',
+    ),
     (
       ['resume', '--', '--workdir', 'runs/x'],
-      "outlives the slice; it is 'runs",
+      "--workdir is 'runs/x', but resume needs --workdir=gs://",
     ),
   ],
 )
-def test_a_mistake_is_one_line_and_exit_2(args, said):
+def test_a_mistake_is_one_line_and_exit_2(args, message):
   done = subprocess.run(
     [_TPU, '--name=td', '--zone=z', '--type=v4-8', '--dry_run', *args],
     capture_output=True, text=True, timeout=60, check=False,
@@ -360,7 +373,7 @@ def test_a_mistake_is_one_line_and_exit_2(args, said):
   assert done.returncode == 2
   assert done.stdout == ''
   assert len(done.stderr.splitlines()) == 1
-  assert said in done.stderr
+  assert message in done.stderr
 
 
 def test_shellcheck():
@@ -378,7 +391,7 @@ def test_shellcheck():
 
 
 def test_gcloud_knows_the_flags(tmp_path):
-  """gcloud itself parses every command; it needs no account for that."""
+  """gcloud itself parses every command, for which it needs no account."""
   if shutil.which('gcloud') is None:
     pytest.skip('gcloud is not installed')
   commands = {
@@ -408,21 +421,21 @@ def test_gcloud_knows_the_flags(tmp_path):
     assert verdict['success'], (verdict['command_string'], verdict)
 
 
-def test_install_brings_the_commit(cloud):
+def test_install_copies_the_commit(cloud):
   head = _git('rev-parse', 'HEAD')
   cloud.tpu('install')
   assert cloud.calls() == ['scp', 'ssh setup']
   source = cloud.home / 'td_jax' / 'source'
-  found = subprocess.check_output(
+  installed = subprocess.check_output(
     ['git', '-C', source, 'rev-parse', 'HEAD'], text=True
   )
-  assert found.strip() == head
+  assert installed.strip() == head
   venv = cloud.home / 'td_jax' / 'venv'
   assert (cloud.home / 'uv_calls').read_text().splitlines() == [
     f'venv --quiet --seed --python 3.11 {venv}',
     f'pip install --quiet --python {venv}/bin/python --editable .[tpu]',
   ]
-  # Again, over what is there; and from elsewhere.
+  # A second install replaces the first; this one clones a repository.
   (source / 'stale').touch()
   cloud.tpu('install', f'--repo={_ROOT}', f'--commit={head}')
   assert cloud.calls() == ['ssh setup']
@@ -430,19 +443,19 @@ def test_install_brings_the_commit(cloud):
   assert (source / 'launch' / 'worker.sh').exists()
 
 
-def test_75_starts_again_until_something_else(cloud):
+def test_75_restarts_until_another_code(cloud):
   cloud.installed()
   cloud.codes(75, 75, 0)
   cloud.tpu('run', '--', *_FLAGS)
   state = cloud.until('ended')
   assert 'with 0 (done), restarted 2 times' in state
   assert cloud.ran() == [[['-m', 'td_jax.main', *_FLAGS], {}]] * 3
-  said = cloud.tpu('status').stdout.splitlines()
-  assert said[:2] == ['ACTIVE', 'READY']
-  assert said[2].endswith(state.strip())
+  lines = cloud.tpu('status').stdout.splitlines()
+  assert lines[:2] == ['ACTIVE', 'READY']
+  assert lines[2].endswith(state.strip())
   log = cloud.tpu('logs').stdout
   assert log.count('a line of the run') == 3
-  assert log.count('ended with 75 (told to stop, and saved)') == 2
+  assert log.count('ended with 75 (preempted, and saved)') == 2
   assert ': a line of the run' in cloud.tpu('logs', '--worker=all').stdout
 
 
@@ -453,7 +466,7 @@ def test_75_starts_again_until_something_else(cloud):
     (1, 'crashed or killed'),
   ],
 )  # fmt: skip
-def test_other_codes_end_it(cloud, code, meaning):
+def test_other_codes_end_the_run(cloud, code, meaning):
   cloud.installed()
   cloud.codes(code, 0)
   cloud.tpu('run', '--', *_FLAGS)
@@ -465,11 +478,11 @@ def test_other_codes_end_it(cloud, code, meaning):
 def test_run_outlives_its_session_until_stop(cloud):
   cloud.installed()
   cloud.codes('WAIT', 0)
-  done = cloud.tpu('run', '--', *_FLAGS)  # Ends, though the run does not.
+  done = cloud.tpu('run', '--', *_FLAGS)  # Returns during the run.
   assert 'started' in done.stderr
   cloud.until_it_waits()
   assert 'running since' in cloud.tpu('status').stdout
-  # One at a time, and the sources stay as they are.
+  # There is one run at a time, and its sources do not change.
   assert 'stop it first' in cloud.tpu('run', '--', *_FLAGS, ok=False).stderr
   _git('rev-parse', 'HEAD')
   assert 'stop it first' in cloud.tpu('install', ok=False).stderr
@@ -477,10 +490,10 @@ def test_run_outlives_its_session_until_stop(cloud):
   assert 'with 75' in cloud.tpu('stop').stdout
   assert 'restarted 0 times' in cloud.until('ended')
   assert len(cloud.ran()) == 1
-  assert 'with 75' in cloud.tpu('stop').stdout  # Nothing to do.
+  assert 'with 75' in cloud.tpu('stop').stdout  # There is nothing to stop.
 
 
-def test_stop_before_the_next_start_ends_it(cloud):
+def test_stop_before_a_restart_ends_the_run(cloud):
   cloud.env['TD_RESTART_DELAY'] = '30'
   cloud.installed()
   cloud.codes(75, 0)
@@ -494,18 +507,18 @@ def test_stop_before_the_next_start_ends_it(cloud):
   assert len(cloud.ran()) == 1
 
 
-def test_stop_kills_what_does_not_listen(cloud):
+def test_stop_kills_a_run_that_ignores_sigterm(cloud):
   cloud.installed()
   cloud.codes('DEAF')
   cloud.tpu('run', '--', *_FLAGS)
   cloud.until_it_waits()
   assert 'killed' in cloud.tpu('stop', '--grace=1').stderr
-  assert 'gone without an exit code' in cloud.tpu('status').stdout
+  assert 'ended without an exit code' in cloud.tpu('status').stdout
 
 
-def test_a_start_that_fails_says_so(cloud):
+def test_a_failed_start_is_reported(cloud):
   cloud.installed()
-  (cloud.home / 'td_jax' / 'lock').mkdir()  # Stands for whatever may fail.
+  (cloud.home / 'td_jax' / 'lock').mkdir()  # Any fault would do.
   done = cloud.tpu('run', '--', *_FLAGS, ok=False)
   assert 'the run did not start' in done.stderr
   assert 'lock: Is a directory' in done.stderr
@@ -520,7 +533,7 @@ def test_a_start_that_fails_says_so(cloud):
      {'ADDRESS': '10.1.2.3', 'COUNT': '2', 'ID': '1'}),
   ],
 )  # fmt: skip
-def test_hosts_of_a_pod_meet(cloud, hosts, number, variables):
+def test_hosts_of_a_pod_find_each_other(cloud, hosts, number, variables):
   cloud.installed()
   cloud.codes(0)
   (cloud.home / 'worker-network-endpoints').write_text(hosts)
@@ -539,7 +552,7 @@ def test_hosts_of_a_pod_meet(cloud, hosts, number, variables):
     assert (args, jax) == (['-m', 'td_jax.main', *_FLAGS], {})
 
 
-def test_gke_tells_hosts_itself(cloud):
+def test_on_gke_the_hosts_are_known(cloud):
   cloud.installed()
   cloud.codes(0)
   (cloud.home / 'worker-network-endpoints').write_text('a,b')
@@ -550,25 +563,25 @@ def test_gke_tells_hosts_itself(cloud):
 
 
 def test_wait(cloud):
-  # More errors than may come in a row, but never that many in a row.
+  # More errors in total than are allowed in a row, but fewer in a row.
   errors = 'ERROR ' * 4
-  cloud.say(states=f'{errors} PROVISIONING {errors} PROVISIONING ACTIVE')
-  said = cloud.tpu('wait').stderr.splitlines()
-  said = [line for line in said if 'timed out' not in line]
-  assert said == ['td is PROVISIONING', 'td is ACTIVE']
+  cloud.set(states=f'{errors} PROVISIONING {errors} PROVISIONING ACTIVE')
+  lines = cloud.tpu('wait').stderr.splitlines()
+  lines = [line for line in lines if 'timed out' not in line]
+  assert lines == ['td is PROVISIONING', 'td is ACTIVE']
 
-  cloud.say(states='WAITING_FOR_RESOURCES FAILED')
+  cloud.set(states='WAITING_FOR_RESOURCES FAILED')
   done = cloud.tpu('wait', ok=False)
   assert done.returncode == 1
   assert 'td is FAILED and will not become ACTIVE' in done.stderr
-  cloud.say(states='ABSENT')
+  cloud.set(states='ABSENT')
   assert 'td is ABSENT' in cloud.tpu('wait', ok=False).stderr
-  cloud.say(states='ERROR')
+  cloud.set(states='ERROR')
   assert 'failed 5 times in a row' in cloud.tpu('wait', ok=False).stderr
 
 
 def _resume(cloud, ok=True):
-  # --repo in place of a bundle: this is no test of git.
+  # With --repo no bundle is made; these tests are not about git.
   cloud.tpu(
     'resume', '--spot', '--repo=r', '--commit=c', '--', *_FLAGS, ok=ok
   )  # fmt: skip
@@ -577,7 +590,7 @@ def _resume(cloud, ok=True):
 
 @pytest.fixture
 def no_install(cloud):
-  """`install` does nothing: git is a script that does nothing."""
+  """Makes `install` do nothing, by scripts in the place of git and rm."""
   cloud.installed()
   _script(cloud.path / 'bin' / 'git', '')
   _script(cloud.path / 'bin' / 'rm', '')
@@ -594,20 +607,20 @@ def no_install(cloud):
     ('ABSENT', '', ['create']),
     ('ACTIVE', 'PREEMPTED', ['delete', 'create']),
     ('WAITING_FOR_RESOURCES ACTIVE', '', []),
-    # There, and dead: the host was restarted, or never ran anything.
+    # The slice is there without a run, after a restart of its host.
     ('ACTIVE', 'READY', ['ssh running', 'ssh stop']),
   ],
 )
-def test_resume_makes_what_is_missing(no_install, states, node, before):
+def test_resume_recreates_the_slice_if_needed(no_install, states, node, before):
   cloud = no_install
-  cloud.say(states=states, node=node)
+  cloud.set(states=states, node=node)
   cloud.codes(0)
   assert _resume(cloud) == [*before, 'ssh setup', 'ssh start']
   cloud.until('ended')
   assert cloud.ran()[0][0][-2:] == _FLAGS
 
 
-def test_resume_leaves_a_run_alone(no_install):
+def test_resume_leaves_a_run_in_progress_alone(no_install):
   cloud = no_install
   cloud.codes('WAIT')
   cloud.tpu('run', '--', *_FLAGS)
@@ -618,8 +631,8 @@ def test_resume_leaves_a_run_alone(no_install):
   assert len(cloud.ran()) == 1
 
 
-def test_resume_stops_where_gcloud_fails(cloud):
-  cloud.say(states='ERROR')
+def test_resume_ends_if_gcloud_fails(cloud):
+  cloud.set(states='ERROR')
   assert _resume(cloud, ok=False) == []
 
 
@@ -640,12 +653,12 @@ def _local(*args, **kwargs):
 
 
 def _child(code):
-  """A command whose Python knows its number as `i`."""
+  """A command that runs `code` in Python, with its process number as `i`."""
   start = 'import os, signal, sys, time; i = int(os.environ["JAX_PROCESS_ID"])'
   return ['--', sys.executable, '-ESuc', f'{start}\n{code}']
 
 
-def test_local_tells_each_process_who_it_is():
+def test_local_sets_the_variables_of_each_process():
   done = _local(
     '3', '--devices_per_process=2',
     *_child(
@@ -677,7 +690,7 @@ def test_local_tells_each_process_who_it_is():
   [('sys.exit(75)', 75), ('os.kill(os.getpid(), 9)', 137)],
 )
 @pytest.mark.parametrize('deaf', [False, True])
-def test_local_ends_all_when_one_dies(dies, code, deaf):
+def test_local_ends_all_processes_when_one_dies(dies, code, deaf):
   ignore = 'signal.signal(15, signal.SIG_IGN)' if deaf else ''
   start = time.monotonic()
   done = _local(
@@ -690,7 +703,7 @@ def test_local_ends_all_when_one_dies(dies, code, deaf):
   assert done.stderr.count(ended) - (deaf and code == 137) == 2
 
 
-def test_local_lets_others_end_by_themselves():
+def test_local_lets_the_others_end_by_themselves():
   done = _local(
     '2', *_child('if i: time.sleep(0.5); sys.exit(3)\nsys.exit(70)')
   )
@@ -716,7 +729,7 @@ def test_local_passes_signals_on(number):
   assert ready == {'[0] ready\n', '[1] ready\n'}
   process.send_signal(number)
   out, err = process.communicate(timeout=30)
-  # The second takes longer than --grace to save, and is let to.
+  # The second process takes longer than --grace to save, which is allowed.
   assert process.returncode == 75
   assert sorted(out.splitlines()) == [
     f'[{i}] got {int(number)}' for i in (0, 1)
@@ -725,20 +738,20 @@ def test_local_passes_signals_on(number):
 
 
 @pytest.mark.parametrize(
-  ('args', 'said'),
+  ('args', 'message'),
   [
     (['2'], 'the command is missing'),
     (['0', '--', 'true'], '0 is not positive'),
     (['2', '--', 'no-such-program'], "no program 'no-such-program'"),
   ],
 )
-def test_local_mistakes(args, said):
+def test_local_mistakes(args, message):
   done = _local(*args)
   assert done.returncode == 2
-  assert said in done.stderr
+  assert message in done.stderr
 
 
-# Files that others read
+# skypilot.yaml and the documents
 
 
 def test_skypilot_task():
@@ -748,18 +761,18 @@ def test_skypilot_task():
   resources = task['resources']
   assert set(resources) == {'infra', 'use_spot', 'any_of', 'job_recovery'}
   assert resources['job_recovery'] == {'recover_on_exit_codes': [75]}
-  found = {
-    one['accelerators']: one['accelerator_args']['runtime_version']
-    for one in resources['any_of']
+  runtimes = {
+    choice['accelerators']: choice['accelerator_args']['runtime_version']
+    for choice in resources['any_of']
   }
-  # The same choice as launch/tpu.sh makes.
-  for name, runtime in found.items():
+  # launch/tpu.sh chooses the same versions.
+  for name, runtime in runtimes.items():
     (command,) = _dry(
       'create', '--dry_run', *_options(name.removeprefix('tpu-'), False)
     )
     assert f'--runtime-version={runtime}' in command
-  assert set(found) == {'tpu-v5litepod-8', 'tpu-v4-8'}
-  assert task['envs']['WORKDIR'] is None  # Must be given.
+  assert set(runtimes) == {'tpu-v5litepod-8', 'tpu-v4-8'}
+  assert task['envs']['WORKDIR'] is None  # The user must set it.
   for part in ('setup', 'run'):
     verb = re.search(r'launch/worker\.sh (\w+)', task[part])[1]
     assert (
@@ -773,7 +786,7 @@ def _blocks(file):
 
 @pytest.mark.parametrize('file', ['docs/tpu.md', 'launch/gke.md'])
 def test_documents(file):
-  """Their commands parse, and links lead somewhere."""
+  """Commands parse, and links point to files that exist."""
   for block in _blocks(file):
     subprocess.run(['bash', '-n'], input=block, text=True, check=True)
   for link in re.findall(r'\]\(([^)#:]+)\)', (_ROOT / file).read_text()):

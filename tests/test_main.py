@@ -140,7 +140,7 @@ def test_results_have_all_that_a_table_needs(done):
   assert (teacher['method'], teacher['genre']) == ('teacher', '')
   assert teacher['seeds'] == [0]
   assert teacher['test']['standard_error'] is None
-  assert teacher['teacher'] is None
+  assert teacher['teachers'] == {}
   # No clock in the metrics.
   rows = (path / 'metrics.jsonl').read_text()
   assert 'second' not in rows
@@ -259,7 +259,7 @@ def elsewhere(tmp_path, monkeypatch):
     ((CONFIG, '--config.distill.weights.state=-1.0'), 2, 'weights.state'),
     ((CONFIG, '--config.distill.weights.state=high'), 2, 'weights.state'),
     ((CONFIG, '--config.parallel.devices=99'), 2, 'there are 8 cpu devices'),
-    ((CONFIG, '--config.parallel.devices=3'), 2, 'take a multiple of 3'),
+    ((CONFIG, '--config.parallel.devices=3'), 2, 'choose a multiple of 3'),
     ((f'{CONFIG}:genre=Warr,method=scratch',), 2, "Did you mean 'War'?"),
     ((CONFIG, '--workdir=/proc/nowhere/run'), 74, 'cannot be written'),
     ((CONFIG, '--mode=eval', '--workdir=nowhere'), 65, 'config.json'),

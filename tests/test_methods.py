@@ -740,7 +740,7 @@ def _lesson(student, teacher):
   ('student', 'teacher', 'message'),
   [
     # Another token grid than the teacher's.
-    ([(4, 3), (4, 3)], [(9, 5), (9, 5)], 'an image is (4,) tokens'),
+    ([(4, 3), (4, 3)], [(9, 5), (9, 5)], 'states have tokens (4,)'),
     # Pooling between the two splits of the student, or of the teacher.
     ([(4, 3), (1, 3)], [(4, 5), (4, 5)], 'low states with tokens (4,)'),
     ([(4, 3), (4, 3)], [(4, 5), (5,)], 'high states with tokens ()'),

@@ -1,4 +1,4 @@
-"""One device or many, by pmap or by a mesh: the same training."""
+"""Training gives the same result on one device or many, by pmap or mesh."""
 
 import pathlib
 
@@ -11,6 +11,7 @@ import pytest
 from td_jax import data
 from td_jax import errors
 from td_jax import methods
+from td_jax import types
 from td_jax.data import feed
 from td_jax.devices import parallel as parallel_lib
 from td_jax.methods import base
@@ -21,7 +22,7 @@ from td_jax.training import evaluate
 from td_jax.training import metrics
 from td_jax.training import scan
 
-# A program takes seconds to compile: two devices for one method only.
+# A program takes seconds to compile, so only one method runs on two devices.
 CASES = [
   (method, kind, devices)
   for method in ('scratch', 'td', 'hybrid')
@@ -38,12 +39,15 @@ def teacher(tmp_path_factory, small_movielens):
   """The folder of a teacher."""
   path = tmp_path_factory.mktemp('teacher')
   config = _config('teacher', 'single', 1)
-  pipeline.run(config, path, watch=conftest.Watch(), log=lambda line: None)
+  pipeline.run(config, path, watch=conftest.Watch(), log=types.no_log)
   return str(path)
 
 
 def _config(method, kind, devices, **overrides):
-  """Without noise, by plain descent: what differs is what was summed."""
+  """A config without noise and with plain SGD.
+
+  Only the order of sums over devices can then change the result.
+  """
   config = conftest.small_config(
     f'method={method}',
     **{
@@ -63,7 +67,7 @@ def _config(method, kind, devices, **overrides):
 
 
 def _hide(fixed, ids, rows):
-  """`fixed`, with mask 0 for the examples at places `rows` of the batches."""
+  """`fixed` with mask 0 for the examples at positions `rows` of each batch."""
   variables, examples = fixed
   mask = np.array(examples.mask)
   mask[ids[:, :, rows].ravel()] = 0
@@ -85,27 +89,27 @@ def _train(config, steps=4, rows=None):
   return jax.device_get(state), measured
 
 
-# The first 8 of 16: of two devices one has nothing to count, and of 8 four.
-# The odd ones leave every device with another number of examples.
+# The first mask hides 8 of 16 examples: all those of one device of two, or of
+# four devices of eight. The second leaves a different number on each device.
 MASKS = [list(range(8)), [0, 1, 2, 4, 9, 10]]
 
 
 @pytest.fixture(scope='module')
 def single(teacher):
-  """Of each method, what one device makes of each mask."""
-  kept = {}
+  """For each method, the results of one device for each mask."""
+  results = {}
 
   def get(method):
-    if method not in kept:
+    if method not in results:
       config = _config(method, 'single', 1, **{'teacher.checkpoint': teacher})
-      kept[method] = [_train(config, rows=rows) for rows in (None, *MASKS)]
-    return kept[method]
+      results[method] = [_train(config, rows=rows) for rows in (None, *MASKS)]
+    return results[method]
 
   return get
 
 
 @pytest.mark.parametrize(('method', 'kind', 'devices'), CASES)
-def test_devices_train_as_one(teacher, single, method, kind, devices):
+def test_many_devices_train_like_one(teacher, single, method, kind, devices):
   config = _config(method, kind, devices, **{'teacher.checkpoint': teacher})
   assert config.batch_size == 16
   run, fixed, start, ids, _ = pipeline.prepare(config)
@@ -115,12 +119,12 @@ def test_devices_train_as_one(teacher, single, method, kind, devices):
   ):
     given = fixed if rows is None else _hide(fixed, ids(0, 4), rows)
     first = jax.device_put(start)
-    ours, one = run(first, given, ids(0, 2))
-    ours, two = run(ours, given, ids(2, 4))
+    ours, early = run(first, given, ids(0, 2))
+    ours, late = run(ours, given, ids(2, 4))
     for name, values in measured.items():
       if name.endswith('spread') and kind == 'pmap':
-        continue  # A report that is taken within a device's share.
-      got = np.concatenate([jax.device_get(one[name]), two[name]])
+        continue  # Under pmap it is computed within each device's examples.
+      got = np.concatenate([jax.device_get(early[name]), late[name]])
       np.testing.assert_allclose(got, values, rtol=2e-5, atol=1e-6)
     _assert_close(ours.params, state.params)
     _assert_close(ours.opt_state, state.opt_state, rtol=1e-4, atol=1e-4)
@@ -130,37 +134,40 @@ def test_devices_train_as_one(teacher, single, method, kind, devices):
         jax.tree.leaves(ours.params), jax.tree.leaves(start.params), strict=True
       )
     ]
-    assert max(moved) > 1e-3  # A hundred times the tolerance and more.
+    assert max(moved) > 1e-3  # At least a hundred tolerances.
 
 
 def _assert_close(ours, theirs, rtol=1e-5, atol=1e-5):
-  for (path, one), other in zip(
+  for (path, mine), other in zip(
     jax.tree_util.tree_flatten_with_path(jax.device_get(ours))[0],
     jax.tree.leaves(theirs),
     strict=True,
   ):
     np.testing.assert_allclose(
-      one, other, rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path)
+      mine, other, rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path)
     )
 
 
-def test_masks_do_matter(single):
-  """Else the test above would compare like with like."""
+def test_masks_matter(single):
+  """Without this the test above would compare equal runs."""
   losses = [measured['loss'] for _, measured in single('scratch')]
   assert np.abs(losses[0] - losses[1]).max() > 1e-2
   assert np.abs(losses[1] - losses[2]).max() > 1e-2
 
 
-def test_a_mesh_draws_the_noise_of_one_device():
+def test_a_mesh_draws_the_same_noise_as_one_device():
   noisy = {'model.dropout': 0.3, 'model.unknown_rate': 0.3}
-  one, measured = _train(_config('scratch', 'single', 1, **noisy))
+  theirs, measured = _train(_config('scratch', 'single', 1, **noisy))
   ours, got = _train(_config('scratch', 'mesh', 8, **noisy))
   np.testing.assert_allclose(got['loss'], measured['loss'], rtol=2e-5)
-  _assert_close(ours.params, one.params)
+  _assert_close(ours.params, theirs.params)
 
 
 def _noise_method():
-  """Costs that are one random number a device, and its square."""
+  """A method whose cost is one random number for each device.
+
+  It also reports the square.
+  """
 
   def loss(lesson):
     drawn = jax.random.uniform(lesson.rng) + 0 * lesson.student.output
@@ -170,26 +177,26 @@ def _noise_method():
 
 
 @pytest.mark.parametrize(('kind', 'devices'), [('single', 1), ('pmap', 8)])
-def test_every_device_draws_its_own(monkeypatch, kind, devices):
+def test_every_device_draws_its_own_noise(monkeypatch, kind, devices):
   monkeypatch.setattr(
     methods, 'build', lambda *a, **k: base.combine(u=(1.0, _noise_method()))
   )
   _, measured = _train(_config('scratch', kind, devices))
   spread = measured['u/square'] - measured['u'] ** 2  # [steps, seeds]
   if kind == 'pmap':
-    # The variance of 8 uniform numbers: 0.08 or so; 0 if they are the same.
+    # The variance of 8 uniform numbers is about 0.08; of equal ones it is 0.
     assert spread.min() > 0.01
     assert 0.3 < measured['u'].mean() < 0.7
-  else:  # One program, one number.
+  else:  # One program draws one number.
     np.testing.assert_allclose(spread, 0, atol=1e-6)
-  assert len(np.unique(measured['u'])) == 4  # Another one at every step.
+  assert len(np.unique(measured['u'])) == 4  # A new number at every step.
 
 
 @pytest.mark.parametrize(
   ('kind', 'devices'), [('single', 1), ('pmap', 8), ('mesh', 8)]
 )
 def test_dispatches(monkeypatch, kind, devices):
-  """Replicated, donated, and compiled once."""
+  """The state is replicated and donated, and the program compiled once."""
   traces = []
   compiled = []
   inner = scan.train
@@ -216,7 +223,7 @@ def test_dispatches(monkeypatch, kind, devices):
       for leaf in jax.tree.leaves((state, measured)):
         assert leaf.sharding.is_fully_replicated
         assert len(leaf.sharding.device_set) == devices
-      if kind != 'pmap':  # See parallel.py.
+      if kind != 'pmap':  # pmap does not delete what it is given.
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
       if step == 0:
         first = len(compiled)
@@ -231,7 +238,7 @@ def test_dispatches(monkeypatch, kind, devices):
 
 @pytest.mark.parametrize('kind', ['pmap', 'mesh', 'auto'])
 @pytest.mark.parametrize(
-  ('devices', 'batch', 'said'),
+  ('devices', 'batch', 'message'),
   [
     (3, 16, r'batch_size is 16, which 3 devices .* multiple of 3'),
     (0, 12, r'batch_size is 12, which 8 devices .* multiple of 8'),
@@ -239,8 +246,8 @@ def test_dispatches(monkeypatch, kind, devices):
     (-1, 16, r'devices is -1; '),
   ],
 )
-def test_what_cannot_be_shared_out(kind, devices, batch, said):
-  with pytest.raises(errors.ConfigError, match=said) as e:
+def test_impossible_devices(kind, devices, batch, message):
+  with pytest.raises(errors.ConfigError, match=message) as e:
     plan.make(
       conftest.small_config(
         **{
@@ -257,8 +264,8 @@ def test_what_cannot_be_shared_out(kind, devices, batch, said):
 
 def test_kinds():
   def kind(name, devices):
-    made = parallel_lib.Parallel(name, devices)
-    return made.kind, made.count
+    parallel = parallel_lib.Parallel(name, devices)
+    return parallel.kind, parallel.count
 
   assert kind('auto', 1) == ('single', 1)
   assert kind('auto', 0) == ('pmap', 8)
@@ -273,23 +280,23 @@ def test_kinds():
 )
 def test_evaluation_on_any_number_of_devices(teacher, kind, devices):
   config = _config('teacher', 'single', 1)
-  task = data.DOMAINS['movielens'].load(config, log=lambda line: None)
-  found = saved.load(pathlib.Path(teacher), task)
+  task = data.load(config, log=types.no_log)
+  run = saved.load(pathlib.Path(teacher), task)
   assert len(task.test.mask) % devices
   scores = [
     evaluate.scorer(
       feed.feed(task.test, None),
-      model=found.model,
+      model=run.model,
       metric=metrics.METRICS['rmse'],
       parallel=parallel_lib.Parallel(*how),
       batch=16,
-    )(found.variables)
+    )(run.variables)
     for how in (('single', 1), (kind, devices))
   ]
   np.testing.assert_allclose(scores[1], scores[0], rtol=1e-6)
 
 
-def test_a_cached_teacher_teaches_the_same(teacher):
+def test_a_cached_teacher_gives_the_same_result(teacher):
   runs = [
     _train(
       _config(
@@ -301,7 +308,9 @@ def test_a_cached_teacher_teaches_the_same(teacher):
     )
     for cache in (True, False)
   ]
-  (cached, one), (fresh, other) = runs
-  for name in one:
-    np.testing.assert_allclose(one[name], other[name], rtol=2e-5, atol=1e-6)
+  (cached, expected), (fresh, measured) = runs
+  for name in expected:
+    np.testing.assert_allclose(
+      expected[name], measured[name], rtol=2e-5, atol=1e-6
+    )
   _assert_close(cached.params, fresh.params)

@@ -1,4 +1,4 @@
-"""Crops, flips and resizes against numbers worked by hand and TensorFlow's."""
+"""Crops, flips and resizes against hand-worked numbers and TensorFlow."""
 
 import functools
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from td_jax.configs import vit_cifar10
 from td_jax.data import preprocess
 
 
@@ -53,7 +54,7 @@ def test_resize_is_bilinear(height, width, size):
     np.testing.assert_allclose(one, _by_hand(image, size), atol=1e-3)
 
 
-def test_resize_is_tensorflows():
+def test_resize_matches_tensorflow():
   tf = pytest.importorskip('tensorflow')
   images = _images(2, 32, 27)
   for size in (56, 13):
@@ -96,13 +97,13 @@ def test_half_are_flipped():
   assert 160 < flipped.sum() < 240
 
 
-def test_an_example_depends_on_its_own_key_only():
+def test_an_example_depends_only_on_its_own_key():
   images = jnp.asarray(_images(8, 16, 16))
   keys = preprocess.example_keys(jax.random.key(5), jnp.arange(8))
   augment = jax.jit(functools.partial(preprocess.augment, size=12))
   whole = augment(images, keys)
-  # To rounding: programs of other batch sizes add up in another order. What
-  # another key crops differs by whole grey levels.
+  # Up to rounding, since programs for other batch sizes sum in another order.
+  # The crop of another key would differ by whole grey levels.
   same = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-4)
   # Alone, elsewhere in the batch, and in another half of it.
   same(augment(images[3:4], keys[3:4])[0], whole[3])
@@ -123,7 +124,7 @@ def test_an_example_depends_on_its_own_key_only():
 )
 def test_boxes_lie_within_the_image(height, width, least, seed):
   draws = np.random.default_rng(seed).random((50, 4), np.float32)
-  draws[0], draws[1] = 0, 1 - 2**-24  # The least and most of float32.
+  draws[0], draws[1] = 0, 1 - 2**-24  # The extremes in float32.
   box = np.stack(
     preprocess.crop_box(
       draws, height, width, area=(least, 1.0), aspect=(3 / 4, 4 / 3), xp=np
@@ -141,9 +142,9 @@ def test_boxes_lie_within_the_image(height, width, least, seed):
   [
     # 12% of 120 x 120 pixels at 4/3 are 36 rows of 48.
     ((0.5, 0.0, 0.0, 0.0), (0, 0, 36, 48)),
-    # As wide as the image is: 120 / (4/3); then all of the 31 tops.
+    # The height is limited by the width, 120 / (4/3); the last of 31 tops.
     ((0.5, 0.999, 0.999, 0.999), (30, 0, 90, 120)),
-    # 55 heights from 36 to 90; of 58 tops and 37 lefts those in the middle.
+    # The middle one of 55 heights (36 to 90), of 58 tops and of 37 lefts.
     ((0.5, 0.5, 0.5, 0.5), (29, 18, 63, 84)),
   ],
 )
@@ -163,13 +164,13 @@ def test_boxes_are_the_same_in_numpy_jax_and_tensorflow():
   one = np.stack(box(draws, 375, 500, xp=np))
   two = np.stack(box(jnp.asarray(draws), 375, 500, xp=jnp))
   three = np.stack(box(tf.constant(draws), 375.0, 500.0, xp=tf))
-  # A sum that ends beside a half may round either way.
+  # A sum close to a half may round either way.
   assert (one != two).any(axis=0).mean() < 0.01
   assert (one != three).any(axis=0).mean() < 0.01
 
 
 @pytest.mark.parametrize(('height', 'width'), [(32, 32), (375, 500)])
-def test_boxes_are_distributed_as_tensorflows(height, width):
+def test_boxes_are_distributed_as_in_tensorflow(height, width):
   tf = pytest.importorskip('tensorflow')
   count = 4000
   draws = np.random.default_rng(1).random((count, 4), np.float32)
@@ -195,7 +196,7 @@ def test_boxes_are_distributed_as_tensorflows(height, width):
     list(tf.data.Dataset.range(count).map(sample).as_numpy_iterator())
   )
   mean, spread = theirs.mean(axis=0), theirs.std(axis=0)
-  # Four standard errors of a difference of means; half a pixel of rounding.
+  # Four standard errors of a difference of means, and half a pixel of rounding.
   allowed = 4 * spread * np.sqrt(2 / count) + 0.5
   assert (np.abs(ours.mean(axis=0) - mean) < allowed).all()
   np.testing.assert_allclose(ours.std(axis=0), spread, rtol=0.06)
@@ -207,7 +208,8 @@ def test_boxes_are_distributed_as_tensorflows(height, width):
 def test_normalize():
   images = jnp.asarray([[0.0, 127.5, 255.0]])
   np.testing.assert_allclose(preprocess.normalize(images), [[-1, 0, 1]])
-  got = preprocess.normalize(images, preprocess.IMAGENET)
-  # The published mean and deviation of [0, 1], applied to 0, 1/2 and 1.
+  data = vit_cifar10.get_config('laptop').data
+  got = preprocess.normalize(images, preprocess.Scale(data.mean, data.std))
+  # The published mean and deviation for pixels in [0, 1], at 0, 1/2 and 1.
   expected = [-0.485 / 0.229, (0.5 - 0.456) / 0.224, (1 - 0.406) / 0.225]
   np.testing.assert_allclose(got[0], expected, rtol=1e-4)

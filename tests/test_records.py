@@ -12,7 +12,10 @@ import pytest
 import tiny_images
 
 from td_jax import errors
+from td_jax.data import dataset as dataset_lib
 from td_jax.data import records
+from td_jax.data import splits
+from td_jax.data import tfds as tfds_lib
 
 FORMATS = ('array_record', 'tfrecord')
 
@@ -70,7 +73,7 @@ def test_cuts_are_those_of_tfds():
       'train[-25%:]',
     ):
       (there,) = tfds.core.ReadInstruction.from_spec(spec).to_absolute(infos)
-      here = records.cut(spec, {'train': size}, name='x')
+      here = splits.cut(spec, {'train': size}, name='x')
       stop = size if there.to is None else there.to
       assert here == ('train', there.from_ or 0, stop), (spec, size)
 
@@ -85,9 +88,9 @@ def test_cuts_are_those_of_tfds():
     ('train[:1%]', errors.DataError, 'is empty: train has 23'),
   ],
 )
-def test_wrong_splits_are_said(spec, kind, text):
+def test_wrong_splits_are_named(spec, kind, text):
   with pytest.raises(kind, match=text):
-    records.cut(spec, tiny_images.SIZES, name='tiny')
+    splits.cut(spec, tiny_images.SIZES, name='tiny')
 
 
 # Absent data.
@@ -128,7 +131,7 @@ def test_command_of_absent_dataset_prepares_what_it_names(tmp_path):
   assert 'no_such_dataset' in done.stderr
 
 
-def test_imagenet_says_what_has_to_be_laid_where(tmp_path):
+def test_imagenet_names_the_archives_and_their_folder(tmp_path):
   with pytest.raises(
     errors.DataError,
     match=r'ILSVRC2012_img_train\.tar.*put|put.*ILSVRC2012_img_train\.tar.*downloads/manual',
@@ -138,9 +141,9 @@ def test_imagenet_says_what_has_to_be_laid_where(tmp_path):
 
 def test_other_version_counts_as_absent(prepared):
   root = str(prepared['tfrecord'])
-  assert records.find('tiny:1.2.3', root) == records.find('tiny', root)
+  assert tfds_lib.find('tiny:1.2.3', root) == tfds_lib.find('tiny', root)
   with pytest.raises(errors.DataError, match=r'tiny:9[.]0[.]0 is not prepared'):
-    records.find('tiny:9.0.0', root)
+    tfds_lib.find('tiny:9.0.0', root)
 
 
 def test_newest_version_is_taken(tmp_path):
@@ -148,18 +151,18 @@ def test_newest_version_is_taken(tmp_path):
     folder = tmp_path / 'x' / 'small' / version
     folder.mkdir(parents=True)
     (folder / 'dataset_info.json').write_text('{}')
-  assert records.find('x/small', str(tmp_path)).name == '0.10.0'
+  assert tfds_lib.find('x/small', str(tmp_path)).name == '0.10.0'
   with pytest.raises(errors.DataError, match='there: x/small'):
-    records.find('x', str(tmp_path))
+    tfds_lib.find('x', str(tmp_path))
 
 
 def test_names_cannot_leave_the_folder(tmp_path):
   for name in ('../x', 'x/../../y', '/etc', 'x:../1.0.0', ''):
-    with pytest.raises(errors.ConfigError, match='is no TFDS name'):
-      records.find(name, str(tmp_path))
+    with pytest.raises(errors.ConfigError, match='is not a TFDS name'):
+      tfds_lib.find(name, str(tmp_path))
 
 
-def test_dead_bucket_is_said_at_once(monkeypatch):
+def test_an_unreachable_bucket_fails_at_once(monkeypatch):
   def dead(*arguments, **keywords):
     raise OSError('no network')
 
@@ -227,17 +230,18 @@ def test_slices_know_their_shards(prepared):
   ).shards == (15,)
 
 
-def test_files_that_are_not_in_use_are_let_go(tmp_path, examples):
+def test_files_that_are_not_in_use_are_evicted(tmp_path, examples):
   tiny_images.prepare(
     tmp_path, file_format='tfrecord', examples=examples, shards=8
   )
   source = records.load('tiny', str(tmp_path)).records('train')
   assert len(source.shards) == 8
   whole = [source.read(np.array([number]))[0] for number in range(23)]
-  assert list(source._reader._held) == [5, 6, 7]  # Three times one.
-  source.expect(np.array([0]))
-  assert list(source._reader._held) == [6, 7, 0]
-  assert source.read(np.array([6]))[0] == whole[6]  # Gone, and read again.
+  # The capacity is three times the one file of each call.
+  assert list(source._reader._loaded) == [5, 6, 7]
+  source.prefetch(np.array([0]))
+  assert list(source._reader._loaded) == [6, 7, 0]
+  assert source.read(np.array([6]))[0] == whole[6]  # Evicted, and read again.
 
 
 @pytest.mark.parametrize('name', FORMATS)
@@ -249,14 +253,21 @@ def test_fingerprint_follows_the_data(prepared, tmp_path, name):
   assert records.load('tiny', str(tmp_path)).fingerprint != one
 
 
-def test_damaged_info_is_said(copy):
+def test_fingerprint_is_that_of_old_runs(prepared):
+  # From commit 5085e1a: results store fingerprints, and resuming compares them.
+  assert records.load('tiny', str(prepared['tfrecord'])).fingerprint == (
+    '97b56b1b887de9664ffebb9ecc52bae8e25c710da41ffa4f9153d1e84e9835a1'
+  )
+
+
+def test_damaged_info_is_named(copy):
   root = copy('tfrecord')
   (root / 'tiny' / '1.2.3' / 'features.json').write_text('{"feat')
   with pytest.raises(errors.DataError, match='cannot be read as TFDS data'):
     records.load('tiny', str(root))
 
 
-def test_ratings_are_no_image_classification(tmp_path):
+def test_other_datasets_are_refused(tmp_path):
   tfds = pytest.importorskip('tensorflow_datasets')
   tfds.dataset_builders.store_as_tfds_dataset(
     name='texts',
@@ -266,7 +277,9 @@ def test_ratings_are_no_image_classification(tmp_path):
     data_dir=str(tmp_path),
     file_format='tfrecord',
   )
-  with pytest.raises(errors.DataError, match='is no image classification'):
+  with pytest.raises(
+    errors.DataError, match='is not an image classification dataset'
+  ):
     records.load('texts', str(tmp_path))
 
 
@@ -283,13 +296,13 @@ def test_flipped_byte_loses_as_little_as_the_format_allows(copy, name):
   for number in range(23):
     try:
       assert source.read(np.array([number])) == [whole[number]]
-    except records.CorruptError:
+    except dataset_lib.CorruptError:
       lost.append(number)
   assert 8 < lost[0] < 15
-  # Where one of these ends, only that one says: what follows is lost too.
+  # A tfrecord file cannot be read beyond a damaged record.
   end = 15 if name == 'tfrecord' else lost[0] + 1
   assert lost == list(range(lost[0], end))
-  with pytest.raises(records.CorruptError):
+  with pytest.raises(dataset_lib.CorruptError):
     source.read(np.arange(23))
   assert str(file) in source.name(lost[0])
 
@@ -302,7 +315,7 @@ def test_missing_file_is_not_a_corrupt_record(copy, name):
   source = records.load('tiny', str(root)).records('train')
   with pytest.raises(Exception, match=file.name) as caught:
     source.read(np.array([0]))
-  assert not isinstance(caught.value, records.CorruptError)
+  assert not isinstance(caught.value, dataset_lib.CorruptError)
   if name == 'tfrecord':  # A network may come back.
     file.with_suffix('.away').rename(file)
     assert source.read(np.array([0]))
@@ -315,7 +328,7 @@ def test_image_folder_is_that_of_tfds(tmp_path):
   tfds = pytest.importorskip('tensorflow_datasets')
   root = tiny_images.folder(tmp_path)
   (root / 'train' / 'cat' / 'notes.txt').write_text('not an image')
-  (root / records.CACHE).mkdir()
+  (root / dataset_lib.CACHE).mkdir()
   dataset = records.load('image_folder', str(root))
   theirs = tfds.folder_dataset.ImageFolder(str(root))
   assert dataset.sizes == tiny_images.SIZES
@@ -342,7 +355,26 @@ def test_image_folder_fingerprint_follows_the_files(tmp_path):
   assert records.load('image_folder', str(root)).fingerprint != one
 
 
-def test_empty_image_folder_says_the_layout(tmp_path):
+def test_image_folder_fingerprint_is_that_of_old_runs(tmp_path):
+  # From commit 5085e1a.
+  for name, size in {
+    'train/cat/a.jpg': 3,
+    'train/cat/b.png': 5,
+    'train/dog/a.jpeg': 4,
+    'train/newt/notes.txt': 2,
+    'test/cat/c.JPG': 1,
+  }.items():
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b'x' * size)
+  dataset = records.load('image_folder', str(tmp_path))
+  assert dataset.class_names == ('cat', 'dog', 'newt')
+  assert dataset.sizes == {'test': 1, 'train': 3}
+  assert dataset.fingerprint == (
+    '308b9c1590d829d5951707cc28192057ffa1be57acb3c7947361de898fd3dead'
+  )
+
+
+def test_an_empty_image_folder_names_the_layout(tmp_path):
   with pytest.raises(errors.DataError, match=r'root/split/label/\*\.jpg'):
     records.load('image_folder', str(tmp_path))
   with pytest.raises(errors.ConfigError, match='needs data_dir'):

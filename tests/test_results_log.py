@@ -1,4 +1,4 @@
-"""Rows survive crashes; a lock is held by one process and dies with it."""
+"""Rows survive crashes; a lock has one holder and is released when it dies."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ def test_rows_come_back(tmp_path):
   assert results_log.read(file) == ROWS
 
 
-def test_what_a_crash_cut_off_is_no_row(tmp_path):
+def test_truncated_lines_are_not_rows(tmp_path):
   file = tmp_path / 'rows.jsonl'
   results_log.append(file, ROWS[0])
   whole = file.read_text()
@@ -32,13 +32,13 @@ def test_a_lock_is_held_once_and_dies_with_its_process(tmp_path):
   with results_log.lock(file) as ours, results_log.lock(file) as theirs:
     assert (ours, theirs) == (True, False)
   code = (
-    'import os, pathlib; from td_jax import ledger\n'
+    'import os, pathlib; from td_jax.storage import results_log\n'
     f'with results_log.lock(pathlib.Path({str(file)!r})) as ours:\n'
     '  print(ours, flush=True); os.kill(os.getpid(), 9)'
   )
-  said = subprocess.run(
+  killed = subprocess.run(
     [sys.executable, '-c', code], capture_output=True, text=True, check=False
   )
-  assert said.stdout == 'True\n'
+  assert killed.stdout == 'True\n'
   with results_log.lock(file) as ours:
     assert ours

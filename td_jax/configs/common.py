@@ -1,15 +1,28 @@
-"""Blocks that configs share: every key is declared and commented here."""
+"""Blocks that several configs share. Every key is declared and commented here.
+
+The package has no defaults of its own: it reads every key, and stops if one is
+missing.
+"""
+
+from collections.abc import Sequence
+from typing import Any
 
 import ml_collections
 
+from td_jax import types
 
-def parse(arg, **defaults):
-  """'genre=War,runlocal' -> ConfigDict; a bare name means True.
+
+def parse(arg: str | None, **defaults: bool | int | str) -> types.Config:
+  """Parses the text after a config's colon.
+
+  Args:
+    arg: Such as 'genre=War,runlocal'. A bare name means True.
+    **defaults: The known names. A value is converted to its default's type.
 
   Raises:
-    ValueError: a name that is not among `defaults`.
+    ValueError: A name is not among `defaults`.
   """
-  parsed = ml_collections.ConfigDict(defaults)
+  parsed: Any = ml_collections.ConfigDict(defaults)
   for item in filter(None, (arg or '').split(',')):
     name, _, value = item.partition('=')
     if name not in parsed:
@@ -17,110 +30,129 @@ def parse(arg, **defaults):
         f'config argument {item!r}: there is no {name!r}; choose from '
         f'{", ".join(sorted(defaults))}'
       )
+    # bool('False') is True, so booleans are read by hand.
     if isinstance(defaults[name], bool):
       if value not in ('', 'True', 'False'):
-        raise ValueError(f'config argument {item!r}: write {name}')
+        raise ValueError(
+          f'config argument {item!r}: write {name}, {name}=True or {name}=False'
+        )
       parsed[name] = value != 'False'
     else:
       parsed[name] = type(defaults[name])(value)
   return parsed
 
 
-def anything(value):
-  """A field that takes a number, or knots of a schedule."""
+def anything(value: Any) -> Any:
+  """A field that takes a number, or the knots of a schedule."""
+  # ml_collections would otherwise refuse a tuple where a float was declared.
   return ml_collections.FieldReference(value, field_type=object)
 
 
-def mlp(*, hidden, dropout, unknown_rate):
-  """The recommender."""
-  cfg = ml_collections.ConfigDict()
+def mlp(
+  *, hidden: Sequence[int], dropout: float, unknown_rate: float
+) -> types.Config:
+  """A recommender: embeddings of user and movie, then ReLU layers."""
+  cfg: Any = ml_collections.ConfigDict()
   cfg.name = 'mlp'
   cfg.hidden = hidden  # Widths of the ReLU layers.
-  cfg.split = (1, 2)  # low after layer l, high after layer h.
+  cfg.split = (1, 2)  # (l, h): the low state follows layer l, the high one h.
   cfg.dropout = dropout
-  cfg.unknown_rate = unknown_rate  # Chance to hide an id, in training.
+  cfg.unknown_rate = unknown_rate  # Rate at which training hides an id.
   return cfg
 
 
-def vit(*, depth, split, **settings):
-  """A ViT-B/32 as google-research/vision_transformer has it, or as said."""
-  cfg = ml_collections.ConfigDict()
+def vit(*, depth: int, split: tuple[int, int], **settings: Any) -> types.Config:
+  """The ViT-B/32 of google-research/vision_transformer, with `settings`."""
+  cfg: Any = ml_collections.ConfigDict()
   cfg.name = 'vit'
   cfg.width = 768
-  cfg.depth = depth  # Blocks.
+  cfg.depth = depth  # Number of blocks.
   cfg.heads = 12
   cfg.mlp_width = 3072
-  cfg.patch = 32  # Side, in pixels.
-  cfg.split = split  # low after block l, high after block h.
-  cfg.class_token = 'before'  # none, or joins before or after the positions.
-  cfg.position = 'learned'  # Or sincos2d.
-  cfg.pooling = 'token'  # mean, token_and_mean or map.
-  cfg.pre_logits_width = 0  # 0: the head follows the pooled token.
-  cfg.layer_scale = 0.0  # 0: none.
-  cfg.gelu = 'tanh'  # Or exact.
-  cfg.eps = 1e-6  # Of LayerNorm.
+  cfg.patch = 32  # Side of a patch, in pixels.
+  cfg.split = split  # (l, h): the low state follows block l, the high one h.
+  # Where the class token joins: before or after the positions are added; or
+  # none, for a network without a class token.
+  cfg.class_token = 'before'
+  cfg.position = 'learned'  # learned or sincos2d.
+  cfg.pooling = 'token'  # token, mean, token_and_mean or map.
+  cfg.pre_logits_width = 0  # 0: the head follows the pooled token directly.
+  cfg.layer_scale = 0.0  # Initial scale of residual branches; 0: no LayerScale.
+  cfg.gelu = 'tanh'  # tanh (an approximation) or exact.
+  cfg.eps = 1e-6  # Of every LayerNorm.
   cfg.dropout = 0.0
-  cfg.dtype = 'bfloat16'  # What blocks compute in; float32 on CPUs.
-  cfg.remat = True  # Compute blocks again in the backward pass.
-  cfg.scan = False  # One compiled block, its parameters stacked.
+  cfg.dtype = 'bfloat16'  # Blocks compute in it; choose float32 on CPUs.
+  cfg.remat = True  # Recompute blocks in the backward pass, to save memory.
+  cfg.scan = False  # Compile one block and stack the parameters of all.
   cfg.update(settings)
   return cfg
 
 
-def published(checkpoint, model):
-  """A teacher whose weights somebody has published."""
-  cfg = ml_collections.ConfigDict()
-  cfg.checkpoint = checkpoint  # A .npz, or a folder in Hugging Face's form.
-  cfg.model = model  # What the weights must be, and where it is split.
-  # probe: a linear head, fitted to the frozen teacher's features; stored: its
-  # own; none: zeros, for methods that do not look at its outputs.
+def published(checkpoint: str, model: types.Config) -> types.Config:
+  """A teacher with published weights."""
+  cfg: Any = ml_collections.ConfigDict()
+  cfg.checkpoint = checkpoint  # A .npz file, or a folder from Hugging Face.
+  cfg.model = model  # The architecture of the weights, and its split.
+  # probe: a linear head, fitted to the frozen teacher's features; stored: the
+  # head of the checkpoint; none: zeros, for methods that ignore its outputs.
   cfg.head = 'probe'
-  cfg.cache = False  # Compute its states on x only once.
-  # Where its head, its scores and, if cached, its states are kept for other
-  # runs; '': the run's own folder, and there its head alone.
+  cfg.cache = False  # Compute the teacher's states once, before training.
+  # Folder for the teacher's head, scores and, with `cache`, states, which all
+  # runs share. '' keeps only the head, in the run's own folder.
   cfg.cache_dir = ''
   return cfg
 
 
-def images(dataset, splits, *, classes, size, memory):
-  """An image classification dataset, and what is done to its images."""
-  cfg = ml_collections.ConfigDict()
-  cfg.dataset = dataset  # Of TFDS.
-  cfg.dir = ''  # '': where TFDS keeps its data; may be gs://.
-  cfg.train, cfg.validation, cfg.test = splits  # Of TFDS.
-  cfg.classes = classes  # Of the dataset.
-  cfg.limit = 0  # Training images, the classes balanced; 0: all.
-  cfg.memory = memory  # device: all stay there; stream: the host brings them.
-  cfg.size = size  # Pixels of a side, after crop and resize.
-  cfg.augment = 'inception'  # Random crop and flip; or none.
-  cfg.area = (0.05, 1.0)  # Share of the image that a crop has.
-  cfg.smaller_side = 0  # Of streams, to evaluate the middle of; 0: stretch.
-  cfg.skip_corrupt = False  # Of streams: leave out images that are damaged.
-  cfg.fixed_crops = (
-    0  # So many fixed crops of an image; 0: a new one each time.
-  )
-  cfg.mean = (127.5, 127.5, 127.5)  # Grey levels: (x - mean) / std.
+def images(
+  dataset: str,
+  splits: tuple[str, str, str],
+  *,
+  classes: int,
+  size: int,
+  memory: str,
+) -> types.Config:
+  """An image classification dataset, and how its images are prepared."""
+  cfg: Any = ml_collections.ConfigDict()
+  cfg.dataset = dataset  # Name in TFDS, or image_folder.
+  # Where TFDS keeps its data, may be gs://; '': its default. For image_folder
+  # the folder of the images.
+  cfg.dir = ''
+  cfg.train, cfg.validation, cfg.test = splits  # In the notation of TFDS.
+  cfg.classes = classes  # Number of classes of the dataset.
+  cfg.limit = 0  # Number of training images, classes balanced; 0: all.
+  # device: all images stay in the device's memory; stream: the host reads them
+  # while the devices train.
+  cfg.memory = memory
+  cfg.size = size  # Side in pixels, after crop and resize.
+  cfg.augment = 'inception'  # inception (random crop and flip) or none.
+  cfg.area = (0.05, 1.0)  # Smallest and largest share of an image in a crop.
+  # stream only: before the central crop of an evaluation, resize the smaller
+  # side to this many pixels; 0: stretch the whole image.
+  cfg.smaller_side = 0
+  cfg.skip_corrupt = False  # stream only: skip and count damaged images.
+  cfg.fixed_crops = 0  # Fixed random crops per image; 0: a new one each time.
+  cfg.mean = (127.5, 127.5, 127.5)  # Networks see (grey level - mean) / std.
   cfg.std = (127.5, 127.5, 127.5)
   return cfg
 
 
 def learner(
-  model,
+  model: types.Config,
   *,
-  steps,
-  batch_size,
-  optimizer_name,
-  learning_rate,
-  weight_decay,
-  clip,
-):
-  """A network that learns, and its recipe: the student, or the teacher."""
-  cfg = ml_collections.ConfigDict()
-  cfg.steps = steps  # Updates.
-  cfg.batch_size = batch_size  # Global. The devices must divide it.
-  cfg.steps_per_dispatch = 50  # Steps that the devices run at one command.
+  steps: int,
+  batch_size: int,
+  optimizer_name: str,
+  learning_rate: float,
+  weight_decay: float,
+  clip: float,
+) -> types.Config:
+  """A network that is trained, student or teacher, and its recipe."""
+  cfg: Any = ml_collections.ConfigDict()
+  cfg.steps = steps  # Number of updates.
+  cfg.batch_size = batch_size  # Global; the devices must divide it.
+  cfg.steps_per_dispatch = 50  # Steps per call of the compiled program.
   cfg.log_every = 50  # Steps between rows of metrics.jsonl.
-  cfg.eval_every = 100  # Steps between validations and checkpoints.
+  cfg.eval_every = 100  # Steps between validations, which also save.
 
   cfg.model = model
 
@@ -132,9 +164,9 @@ def learner(
   return cfg
 
 
-def optimizer():
+def optimizer() -> types.Config:
   """An optimizer; also completes the stored configs of older runs."""
-  cfg = ml_collections.ConfigDict()
+  cfg: Any = ml_collections.ConfigDict()
   cfg.name = 'adamw'  # adamw or sgd.
   cfg.learning_rate = 1e-3  # The peak.
   cfg.warmup = 100  # Steps of linear warm-up.
@@ -178,33 +210,36 @@ def distill(**weights):
   return cfg
 
 
-def run():
-  """What every config has besides its task and its networks."""
-  cfg = ml_collections.ConfigDict()
-  cfg.seed = 0  # The first of them.
-  cfg.seeds = 1  # Students trained side by side in one program.
-  cfg.k = 1  # Iterations of the conversation; 0 is no interaction.
-  cfg.stages = (0, 0)  # Steps of student alone, then communication alone.
-  cfg.student_init = 'random'  # Of a ViT: first_n, uniform too.
+def run() -> types.Config:
+  """The keys that every config has, whatever its dataset and networks."""
+  cfg: Any = ml_collections.ConfigDict()
+  cfg.seed = 0  # The first of `seeds` consecutive seeds.
+  cfg.seeds = 1  # Number of students, trained side by side in one program.
+  cfg.k = 1  # Rounds of the conversation; 0: no interaction.
+  # Steps that train the student alone, then steps that train encoders and
+  # decoders alone, before both train together.
+  cfg.stages = (0, 0)
+  # random; for ViTs also first_n or uniform, which copy blocks of the teacher.
+  cfg.student_init = 'random'
   cfg.distill = distill()
   cfg.parallel = parallel()
-  cfg.refit_on_validation = (
-    False  # Train on train + validation, for the test score.
-  )
-  cfg.score_before_refit = (
-    True  # Before a refit: train without it, to score validation.
-  )
-  cfg.test = True  # Score the test split; False while settings are chosen.
-  cfg.eval_batch = 2048  # Examples a device; no score depends on it.
-  cfg.checkpoint = ''  # --mode=eval: the run to evaluate; '': the workdir.
-  cfg.allow_changed_config = False  # Resume although the config differs.
+  # Train on training and validation data together, for the test score.
+  cfg.refit_on_validation = False
+  # Before a refit, train without validation data, for the validation score.
+  cfg.score_before_refit = True
+  cfg.test = True  # Score the test split; set False while tuning.
+  cfg.eval_batch = 2048  # Examples per device; does not affect scores.
+  cfg.checkpoint = ''  # --mode=eval: folder of the run; '': the workdir.
+  cfg.allow_changed_config = False  # Resume although the config has changed.
   return cfg
 
 
-def parallel():
-  """Devices."""
-  cfg = ml_collections.ConfigDict()
-  cfg.kind = 'auto'  # single, pmap (auto, where there are several) or mesh.
-  cfg.devices = 0  # 0 takes all.
-  cfg.fsdp = 1  # Of mesh: the pieces that state and teacher are cut into.
+def parallel() -> types.Config:
+  """How a run uses the devices."""
+  cfg: Any = ml_collections.ConfigDict()
+  # single, pmap, or mesh (jit over a sharded batch, also on several hosts).
+  # auto chooses single or pmap by the number of devices.
+  cfg.kind = 'auto'
+  cfg.devices = 0  # Number of devices; 0: all.
+  cfg.fsdp = 1  # mesh only: shards of the state and of the teacher.
   return cfg

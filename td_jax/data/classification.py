@@ -19,7 +19,7 @@ from td_jax.data import preprocess
 from td_jax.data import records
 from td_jax.data import streamed_split
 from td_jax.data import task as task_lib
-from td_jax.storage import digest
+from td_jax.storage import files
 
 TASK_LOSS = 'cross_entropy'
 _CHOICES = {'memory': ('device', 'stream'), 'augment': ('inception', 'none')}
@@ -168,7 +168,7 @@ def _read_columns(data: types.Config, log: types.Log) -> Dataset:
     )
   fingerprints = (part.fingerprint for part in parts.values())
   return Dataset(
-    splits, parts['train'].class_names, digest.sha256(*fingerprints)
+    splits, parts['train'].class_names, files.sha256(*fingerprints)
   )
 
 

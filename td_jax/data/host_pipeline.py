@@ -1,16 +1,16 @@
-"""Batches of images too many for memory, decoded on the host as they are used.
+"""Batches of images that do not fit in memory, decoded on the host.
 
-`batch(step)` is a function of the step alone: which record, which crop and
-which flip comes at which place follows from the seed and the place. So a run
-resumes at any step without replaying, and hosts agree without talking. Within
-an epoch no record is skipped or repeated; a batch may span two epochs.
+`batch(step)` is a function of the step alone: the record, the crop and the flip
+at each position follow from the seed and the position. So a run resumes at any
+step without replaying the ones before, and hosts agree without communication.
+Within an epoch no record is skipped or repeated; a batch may span two epochs.
 
-tf.data decodes ahead of the step that is asked for. Asking for another step
-than the next one is right, but restarts that. Training images are the random
-crops of `preprocess.crop_box`; of a JPEG only the crop is decoded.
+tf.data decodes ahead of the requested step. Any step may be requested, but only
+the next one is fast: every other one restarts the decoding.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 from typing import NamedTuple
 import weakref
@@ -19,126 +19,113 @@ import numpy as np
 
 from td_jax import errors
 from td_jax import types
-from td_jax.data import interleave as lanes_lib
+from td_jax.data import dataset
+from td_jax.data import decoding
+from td_jax.data import interleave
 from td_jax.data import preprocess
-from td_jax.data import records as records_lib
 from td_jax.data import tfds as tfds_lib
 
-_AHEAD = 2  # Whole batches that wait decoded.
-_CROPS = 17  # Tells the draws of crops from those of the order.
+# Shards that are read side by side. More of them mix better, but each host
+# holds all shards of its lanes in memory.
+_LANES = 16
+_AHEAD = 2  # Decoded batches that wait for the device.
+_CROPS = 17  # Separates the random numbers of crops from those of the order.
 
 
 class Host(NamedTuple):
-  """Which part of every global batch is wanted: the index-th of count."""
+  """The slice of every global batch that is wanted: the index-th of count."""
 
   index: int = 0
   count: int = 1
 
 
-_WHOLE = Host()
+_ONLY_HOST = Host()
 
 
-class _Places(NamedTuple):
-  """What comes at this host's places of one batch."""
+class _Positions(NamedTuple):
+  """What one batch has at the positions of this host."""
 
   ids: np.ndarray  # int64 [b]
-  mask: np.ndarray  # float32 [b]: 0 is padding.
+  mask: np.ndarray  # float32 [b]: 1 counts, 0 is padding.
   draws: np.ndarray  # float32 [b, DRAWS]
 
 
 def training(
-  records: records_lib.Records,
+  records: dataset.Records,
   *,
   seed: int,
   batch_size: int,
   size: int,
   area: tuple[float, float] = preprocess.AREA,
-  aspect: tuple[float, float] = preprocess.ASPECT,
-  flip: float = preprocess.FLIP,
-  lanes: int = 16,
-  group: int = 1,
   **options: Any,
 ) -> 'Stream':
-  """Random crops in random order, without end.
+  """Returns an endless stream of random crops in random order.
 
   Args:
-    records: what to read.
-    seed: of the order, the crops and the flips.
-    batch_size: global; a multiple of the hosts.
-    size: height and width of the images.
-    area: range of a crop's share of its image.
-    aspect: range of a crop's width / height.
-    flip: how often an image is flipped left to right.
-    lanes: of files read front to back, how many are read side by side. Those
-      of a host are in its memory. Hosts read apart if they divide it.
-    group: how many of them make one lane's shuffle buffer.
-    **options: host, dtype, skip_corrupt, workers, log: see `Stream`.
+    records: What to read.
+    seed: Determines the order, the crops and the flips.
+    batch_size: Global; a multiple of the number of hosts.
+    size: Height and width of the images.
+    area: Range of a crop's share of its image.
+    **options: host, skip_corrupt and log; see `Stream`.
 
   Raises:
-    errors.ConfigError: batch_size is no multiple of the hosts.
+    errors.ConfigError: batch_size is not a multiple of the number of hosts.
   """
-  if len(records.shards) == 1:
-    lanes = 1  # Any record at any time, or one file that is held anyway.
-  order = lanes_lib.order(
+  order = interleave.order(
     seed=seed,
     shards=records.shards,
     batch_size=batch_size,
-    lanes=lanes,
-    group=group,
+    # A single shard means random access: one lane permutes all records.
+    lanes=_LANES if len(records.shards) > 1 else 1,
   )
 
-  def places(step: int, columns: slice) -> _Places:
-    row = np.arange(step * batch_size, (step + 1) * batch_size)[columns]
+  def positions(step: int, columns: slice) -> _Positions:
+    places = np.arange(step * batch_size, (step + 1) * batch_size)[columns]
+    # Drawn for the whole batch and then cut: a crop must not depend on the
+    # number of hosts.
     rng = np.random.default_rng((seed, step, _CROPS))
     draws = rng.random((batch_size, preprocess.DRAWS), np.float32)
-    return _Places(
-      order.ids(row), np.ones(len(row), np.float32), draws[columns]
+    return _Positions(
+      order.ids(places), np.ones(len(places), np.float32), draws[columns]
     )
 
-  def decode(image, draws):
-    import tensorflow as tf
+  def decode(image: Any, draws: Any) -> Any:
+    return decoding.random_crop(image, draws, size=size, area=area)
 
-    pixels = _crop(image, draws, area=area, aspect=aspect)
-    # Slicing by -1 takes 3 ms; and before resizing there are fewer bytes.
-    pixels = tf.cond(
-      draws[4] < flip, lambda: tf.reverse(pixels, [1]), lambda: pixels
-    )
-    return tf.image.resize(pixels, (size, size))  # To float32.
-
-  width = batch_size // order.lanes
   return Stream(
     records,
-    places,
+    positions,
     decode,
     batch_size=batch_size,
     size=size,
-    expect=_half_time(records, width // group),
+    prefetch=_half_a_shard(records, batch_size // order.lanes),
     **options,
   )
 
 
 def evaluation(
-  records: records_lib.Records,
+  records: dataset.Records,
   *,
   batch_size: int,
   size: int,
   smaller_side: int = 0,
   **options: Any,
 ) -> 'Stream':
-  """Every record once, in order; the last batch is padded, at mask 0.
+  """Returns a stream of every record once, in order.
+
+  The end of the last batch is padded with mask 0.
 
   Args:
-    records: what to read.
-    batch_size: global; a multiple of the hosts.
-    size: height and width of the images.
-    smaller_side: 0 stretches the whole image to `size`, as vision_transformer
-      does; else the smaller side is resized to this, aspect kept, by areas,
-      and the middle `size` by `size` pixels are taken, as big_vision does.
-    **options: host, dtype, skip_corrupt, workers, log: see `Stream`.
+    records: What to read.
+    batch_size: Global; a multiple of the number of hosts.
+    size: Height and width of the images.
+    smaller_side: See `decoding.whole_image`.
+    **options: host, skip_corrupt and log; see `Stream`.
 
   Raises:
-    errors.ConfigError: batch_size is no multiple of the hosts, or size is more
-      than smaller_side.
+    errors.ConfigError: batch_size is not a multiple of the number of hosts, or
+      size is more than smaller_side.
   """
   if smaller_side and smaller_side < size:
     raise errors.ConfigError(
@@ -146,31 +133,35 @@ def evaluation(
       ' stretches the whole image.'
     )
 
-  def places(step: int, columns: slice) -> _Places:
-    row = np.arange(step * batch_size, (step + 1) * batch_size)[columns]
-    mask = (row < len(records)).astype(np.float32)
-    draws = np.zeros((len(row), preprocess.DRAWS), np.float32)
-    # The last record pads: it is at hand.
-    return _Places(np.minimum(row, len(records) - 1), mask, draws)
+  def positions(step: int, columns: slice) -> _Positions:
+    places = np.arange(step * batch_size, (step + 1) * batch_size)[columns]
+    mask = (places < len(records)).astype(np.float32)
+    draws = np.zeros((len(places), preprocess.DRAWS), np.float32)
+    # Pad with the last record, whose shard is loaded already.
+    return _Positions(np.minimum(places, len(records) - 1), mask, draws)
 
-  def decode(image, draws):
-    del draws  # Nothing is left to chance.
-    return _middle(image, size=size, smaller_side=smaller_side)
+  def decode(image: Any, draws: Any) -> Any:
+    del draws  # Evaluation is not random.
+    return decoding.whole_image(image, size=size, smaller_side=smaller_side)
 
   return Stream(
     records,
-    places,
+    positions,
     decode,
     batch_size=batch_size,
     size=size,
     steps=-(-len(records) // batch_size),
-    expect=_half_time(records, batch_size),
+    prefetch=_half_a_shard(records, batch_size),
     **options,
   )
 
 
-def _half_time(records, width):
-  """Steps in which `width` records each are half a file: load the next then."""
+def _half_a_shard(records: dataset.Records, width: int) -> int:
+  """Returns in how many steps half a shard is read, at `width` records a step.
+
+  The next shard is loaded that far ahead: early enough to be ready in time, and
+  late enough to spare memory.
+  """
   return max(1, len(records) // len(records.shards) // max(2 * width, 1))
 
 
@@ -179,68 +170,61 @@ class Stream:
 
   def __init__(
     self,
-    records: records_lib.Records,
-    places: Callable[[int, slice], _Places],
+    records: dataset.Records,
+    positions: Callable[[int, slice], _Positions],
     decode: Callable[[Any, Any], Any],
     *,
     batch_size: int,
     size: int,
     steps: int | None = None,
-    expect: int = 1,
-    host: Host = _WHOLE,
-    dtype: str = 'uint8',
+    prefetch: int = 1,
+    host: Host = _ONLY_HOST,
     skip_corrupt: bool = False,
-    workers: int = 0,
     log: types.Log = print,
   ):
-    """`training` and `evaluation` call this.
+    """Called by `training` and `evaluation`.
 
     Args:
-      records: what to read.
-      places: what comes where in the batch of a step, of some columns.
-      decode: image file and draws [DRAWS] to float32 grey levels
-        [size, size, 3], in TensorFlow.
-      batch_size: global.
-      size: height and width of the images.
-      steps: how many batches there are; None is no end.
-      expect: by how many steps reading runs ahead.
-      host: which part of each batch is wanted.
-      dtype: of the images: uint8 rounds what resizing gives, and is a fourth
-        of the bytes; float32 keeps it. Grey levels in either case.
-      skip_corrupt: whether a corrupt image is replaced by zeros at mask 0 and
-        noted in `skipped`, or raised.
-      workers: threads that decode; 0 lets tf.data choose.
-      log: takes one line of text.
+      records: What to read.
+      positions: (step, columns) -> what the batch has in these columns.
+      decode: (image file, draws [DRAWS]) -> float32 [size, size, 3], in
+        TensorFlow; rounded to uint8, a fourth of the bytes.
+      batch_size: Global.
+      size: Height and width of the images.
+      steps: Number of batches; None is endless.
+      prefetch: Number of steps by which loading runs ahead of reading.
+      host: Which slice of each batch to return.
+      skip_corrupt: Replaces a corrupt image by zeros with mask 0 and lists it
+        in `skipped`, instead of raising an error.
+      log: Receives warnings.
     """
     if batch_size % host.count:
       raise errors.ConfigError(
-        f'batch_size is {batch_size}, no multiple of the {host.count} hosts.'
+        f'batch_size is {batch_size}, not a multiple of the {host.count} hosts.'
       )
     self.steps = steps
-    self.skipped: dict[int, str] = {}  # Why, by record.
-    self._records, self._places = records, places
+    self.skipped: dict[int, str] = {}  # {record: why it is corrupt}
+    self._records, self._positions = records, positions
     self._local = batch_size // host.count
     first = host.index * self._local
     self._columns = slice(first, first + self._local)
-    self._size, self._expect = size, expect
-    self._dtype = errors.choose('dtype', dtype, ('uint8', 'float32'))
-    self._skip_corrupt, self._workers, self._log = skip_corrupt, workers, log
+    self._size, self._prefetch = size, prefetch
+    self._skip_corrupt, self._log = skip_corrupt, log
+    # The running iterator, if any, in a list that the finalizer can clear.
     self._next, self._running = 0, []
-    # At the interpreter's end at the latest: threads of tf.data that come for
-    # Python later than that wait for ever, and the process with them.
+    # Stop before the interpreter does: tf.data's threads that call Python later
+    # than that wait for ever, and the process with them.
     weakref.finalize(self, self._running.clear)
-    tfds_lib.module()  # With its settings.
+    tfds_lib.module()  # First, since it configures TensorFlow.
     import tensorflow as tf
 
-    def cast(image, draws):
+    def rounded(image, draws):
       pixels = decode(image, draws)
       pixels.set_shape((size, size, 3))
-      if self._dtype == 'float32':
-        return pixels
-      return tf.cast(pixels + 0.5, tf.uint8)  # Which cuts: this rounds.
+      return tf.cast(pixels + 0.5, tf.uint8)  # The cast truncates.
 
     self._decode = tf.function(
-      cast,
+      rounded,
       input_signature=[
         tf.TensorSpec([], tf.string),
         tf.TensorSpec([preprocess.DRAWS], tf.float32),
@@ -248,20 +232,20 @@ class Stream:
     )
 
   def batch(self, step: int) -> dict[str, np.ndarray]:
-    """This host's part of the batch of `step`.
+    """Returns this host's slice of the batch of `step`.
 
     Returns:
-      image [b, size, size, 3], label int32 [b], mask float32 [b], with b the
-      batch size over the hosts.
+      image uint8 [b, size, size, 3], label int32 [b] and mask float32 [b], with
+      b the batch size divided by the number of hosts.
 
     Raises:
-      errors.DataError: an image is corrupt, and those are not skipped; or it
-        has no label.
-      errors.IOFailedError: a file cannot be read.
+      errors.DataError: An image is corrupt and skip_corrupt is off, or it has
+        no label.
+      errors.IOFailedError: A file cannot be read.
     """
     if self.steps is not None and step >= self.steps:
       raise errors.DataError(
-        f'batch {step} was asked for, but there are only {self.steps}.'
+        f'batch {step} was requested, but there are only {self.steps}.'
       )
     import tensorflow as tf
 
@@ -272,7 +256,8 @@ class Stream:
     try:
       image, label, mask = next(self._running[0])
     except tf.errors.OpError:
-      # Which record it was is not said, and those after it may have moved up.
+      # The error does not name the record, and the examples behind it may have
+      # moved up. Decode this batch one by one instead.
       self.close()
       return self._one_by_one(step)
     return {'image': image, 'label': label, 'mask': mask}
@@ -281,11 +266,10 @@ class Stream:
     """Stops the threads; a later `batch` starts them again."""
     self._running.clear()
 
-  def _start(self, step):
-    """An iterator over (image, label, mask) from `step` on."""
+  def _start(self, step: int) -> Iterator[Any]:
+    """Returns an iterator over (image, label, mask) from `step` on."""
     import tensorflow as tf
 
-    calls = self._workers or tf.data.AUTOTUNE
     stop = self.steps or np.iinfo(np.int64).max
     kinds = (tf.string, tf.float32, tf.int32, tf.float32)
 
@@ -301,94 +285,63 @@ class Stream:
       return self._decode(image, draws), label, mask
 
     data = tf.data.Dataset.range(step, stop)
+    # Two calls at a time: one waits for a disk or a network while the other
+    # copies. Decoding runs per image, on as many threads as tf.data sees fit.
     data = data.map(read, num_parallel_calls=2).unbatch()
-    data = data.map(decode, num_parallel_calls=calls)
+    data = data.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
     data = data.batch(self._local, drop_remainder=True).prefetch(_AHEAD)
     return data.as_numpy_iterator()
 
-  def _read(self, step):
-    """Everything of one batch but the pixels, each [b]."""
-    places = self._places(int(step), self._columns)
-    if self.steps is None or step + self._expect < self.steps:
-      coming = self._places(int(step) + self._expect, self._columns)
-      self._records.expect(coming.ids)
-    examples = self._records.read(places.ids)
-    # Of objects: an array of bytes would lose zeros at their ends.
+  def _read(self, step: Any) -> tuple[np.ndarray, ...]:
+    """Returns everything of one batch but the pixels, each [b]."""
+    here = self._positions(int(step), self._columns)
+    if self.steps is None or step + self._prefetch < self.steps:
+      ahead = self._positions(int(step) + self._prefetch, self._columns)
+      self._records.prefetch(ahead.ids)
+    examples = self._records.read(here.ids)
+    # Of objects, because an array of bytes strips zeros at their ends.
     images = np.array([example.image for example in examples], object)
     labels = np.array([example.label for example in examples], np.int32)
-    return images, places.draws, labels, places.mask
+    return images, here.draws, labels, here.mask
 
-  def _one_by_one(self, step):
-    """The batch of `step`, which has something in it that cannot be read."""
+  def _one_by_one(self, step: int) -> dict[str, np.ndarray]:
+    """Returns the batch of `step`, in which something cannot be read."""
     import tensorflow as tf
 
-    places = self._places(step, self._columns)
+    here = self._positions(step, self._columns)
     shape = (self._local, self._size, self._size, 3)
     batch = {
-      'image': np.zeros(shape, self._dtype),
+      'image': np.zeros(shape, np.uint8),
       'label': np.zeros(self._local, np.int32),
-      'mask': places.mask.copy(),
+      'mask': here.mask.copy(),
     }
-    corrupt = (records_lib.CorruptError, tf.errors.InvalidArgumentError)
-    for row, number in enumerate(places.ids.tolist()):
+    corrupt = (dataset.CorruptError, tf.errors.InvalidArgumentError)
+    for row, number in enumerate(here.ids.tolist()):
       try:
-        example = self._records.read(places.ids[row : row + 1])[0]
-        pixels = self._decode(example.image, places.draws[row])
+        example = self._records.read(here.ids[row : row + 1])[0]
+        pixels = self._decode(example.image, here.draws[row])
       except corrupt as error:
-        self._note(number, records_lib.one_line(error))
+        self._report(number, tfds_lib.one_line(error))
         batch['mask'][row] = 0
-      except errors.TdError:  # Says itself what it is.
-        raise
-      # A disk, a network: whatever it is, it is not this record's fault.
+      except errors.TdError:
+        raise  # Its message is already meant for the user.
+      # A disk, a network or anything else: the record itself may be intact.
       except Exception as error:
         raise errors.IOFailedError(
           f'{self._records.name(number)} cannot be read:'
-          f' {records_lib.one_line(error)}'
+          f' {tfds_lib.one_line(error)}'
         ) from error
       else:
         batch['image'][row], batch['label'][row] = pixels, example.label
     return batch
 
-  def _note(self, number, reason):
+  def _report(self, number: int, reason: str) -> None:
+    """Logs a corrupt image once, or raises a DataError."""
     text = f'{self._records.name(number)} is corrupt: {reason}'
     if not self._skip_corrupt:
-      raise errors.DataError(f'{text}. skip_corrupt leaves such images out.')
+      raise errors.DataError(
+        f'{text}. config.data.skip_corrupt=True leaves such images out.'
+      )
     if number not in self.skipped:
       self.skipped[number] = reason
       self._log(f'warning: {text}; left out, {len(self.skipped)} so far')
-
-
-def _crop(image, draws, *, area, aspect):
-  """A random crop of a JPEG or PNG file: uint8 [rows, columns, 3]."""
-  import tensorflow as tf
-
-  def box(shape):
-    height, width = (tf.cast(shape[axis], tf.float32) for axis in (0, 1))
-    found = preprocess.crop_box(
-      draws, height, width, area=area, aspect=aspect, xp=tf
-    )
-    return tf.cast(tf.stack(found), tf.int32)
-
-  def jpeg():
-    window = box(tf.io.extract_jpeg_shape(image))
-    return tf.io.decode_and_crop_jpeg(image, window, channels=3)
-
-  def other():
-    pixels = tf.io.decode_image(image, channels=3, expand_animations=False)
-    top, left, rows, columns = tf.unstack(box(tf.shape(pixels)))
-    return pixels[top : top + rows, left : left + columns]
-
-  return tf.cond(tf.io.is_jpeg(image), jpeg, other)
-
-
-def _middle(image, *, size, smaller_side):
-  """The whole image or its middle: float32 [size, size, 3]."""
-  import tensorflow as tf
-
-  pixels = tf.io.decode_image(image, channels=3, expand_animations=False)
-  if not smaller_side:
-    return tf.image.resize(pixels, (size, size))
-  extent = tf.cast(tf.shape(pixels)[:2], tf.float32)
-  extent = tf.round(extent * smaller_side / tf.reduce_min(extent))
-  pixels = tf.image.resize(pixels, tf.cast(extent, tf.int32), 'area')
-  return tf.image.resize_with_crop_or_pad(pixels, size, size)

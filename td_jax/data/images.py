@@ -1,11 +1,13 @@
-"""Image classification datasets that fit in memory, in columns.
+"""Image classification datasets that fit in memory, as columns.
 
-A split is decoded once and kept beside the dataset, as uint8; the next start
-reads that file, without TensorFlow. What does not fit is for `stream`.
+A split is decoded once and cached beside the dataset as uint8. Later starts
+read that cache, without TensorFlow. Larger datasets go through `host_pipeline`.
 """
 
+from collections.abc import Sequence
 import os
 import pathlib
+from typing import Any
 from typing import NamedTuple
 import zipfile
 
@@ -13,22 +15,26 @@ import numpy as np
 
 from td_jax import errors
 from td_jax import types
+from td_jax.data import dataset as dataset_lib
+from td_jax.data import image_folder
 from td_jax.data import records
+from td_jax.data import splits
 from td_jax.data import tfds
-from td_jax.storage import array_cache as cache_lib
-from td_jax.storage import digest
+from td_jax.storage import array_cache
+from td_jax.storage import files
+from td_jax.storage import paths
 
-_BLOCK = 4096  # Records read at a time.
-_MAX_BYTES = 8 << 30  # Of a split in memory.
+_BLOCK = 4096  # Records that are read at a time.
+_MAX_BYTES = 8 << 30  # The largest split that is held in memory.
 
 
 class Columns(NamedTuple):
-  """A split, or a part of one, in the order of its records."""
+  """A split, or a subset of one, in the order of its records."""
 
   images: np.ndarray  # uint8 [n, h, w, 3]
   labels: np.ndarray  # int32 [n]
   class_names: tuple[str, ...]
-  fingerprint: str  # sha256 of everything above.
+  fingerprint: str  # SHA-256 of everything above.
 
 
 def load_columns(
@@ -40,70 +46,87 @@ def load_columns(
   seed: int = 0,
   log: types.Log = print,
 ) -> Columns:
-  """The images of a split whose images are all of one size.
+  """Loads a split whose images all have the same size.
 
   Args:
-    name: a dataset, as `records.load` takes it.
-    spec: a TFDS split: 'train', 'train[:98%]'.
-    data_dir: as `records.load` takes it.
-    limit: keeps this many, as many of each class as there are; 0 keeps all.
-    seed: chooses which; a smaller limit keeps a part of what a larger one does.
-    log: takes one line of text.
+    name: A dataset, as for `records.load`.
+    spec: A split or a slice of one: 'train', 'train[:98%]'.
+    data_dir: As for `records.load`.
+    limit: Number of examples to select, evenly from all classes; 0 selects all.
+    seed: Determines which ones. A smaller limit selects a subset of what a
+      larger one does.
+    log: Receives progress and warnings.
 
   Raises:
-    errors.ConfigError: no such name, split or limit.
-    errors.DataError: absent, damaged, without labels, or images of various
-      sizes.
-    errors.IOFailedError: a file cannot be read.
+    errors.ConfigError: There is no such dataset or split, or the limit is too
+      large.
+    errors.DataError: The data are absent, damaged or without labels, or the
+      images differ in size.
+    errors.IOFailedError: A file cannot be read.
   """
-  split, *_ = records.parse(spec, name=name)
+  split, *_ = splits.parse(spec, name=name)
   cache, stamp = _cache(name, data_dir, split)
+  # Whole splits are cached, so all slices and limits share one file.
   whole = _load_cache(cache, stamp, log) if cache else None
   if whole is None:
     whole = _decode(records.load(name, data_dir), split, log)
     if cache:
-      cache_lib.save(cache, whole._asdict() | {'stamp': stamp}, log=log)
-  _, start, stop = records.cut(spec, {split: len(whole.labels)}, name=name)
-  keep = np.arange(start, stop)
+      array_cache.save(cache, whole._asdict() | {'stamp': stamp}, log=log)
+  _, start, stop = splits.cut(spec, {split: len(whole.labels)}, name=name)
+  ids = np.arange(start, stop)
   if limit:
-    if not 0 < limit <= len(keep):
+    if not 0 < limit <= len(ids):
       raise errors.ConfigError(
-        f'config.data.limit is {limit}, but {name} {spec!r} has {len(keep)} examples; 0'
-        ' keeps all.'
+        f'config.data.limit is {limit}, but {name} {spec!r} has {len(ids)}'
+        ' examples; 0 selects all.'
       )
-    keep = keep[balanced(whole.labels[keep], limit, seed=seed)]
-    images, labels = whole.images[keep], whole.labels[keep]
-  else:  # A slice copies nothing.
+    ids = ids[balanced(whole.labels[ids], limit, seed=seed)]
+    images, labels = whole.images[ids], whole.labels[ids]
+  else:
+    # Indexing by `ids` would copy up to 8 GiB; a slice is a view.
     images, labels = whole.images[start:stop], whole.labels[start:stop]
-  fingerprint = digest.sha256(whole.fingerprint, keep.astype('<i8'))
+  # Little-endian 64 bits on every machine, so that fingerprints agree.
+  fingerprint = files.sha256(whole.fingerprint, ids.astype('<i8'))
   return Columns(images, labels, whole.class_names, fingerprint)
 
 
 def balanced(labels: np.ndarray, limit: int, *, seed: int) -> np.ndarray:
-  """Sorted places [limit] of `labels` [n], the classes as even as can be.
+  """Selects `limit` examples with the classes as evenly represented as possible.
 
-  Each class is permuted by `seed`; then classes take turns, so that every
-  limit's choice holds those of the smaller ones.
+  Each class is permuted by `seed`; then the classes take turns. The selection
+  of a limit therefore contains those of all smaller limits.
+
+  Args:
+    labels: Integers [n].
+    limit: At most n.
+    seed: Determines the permutations.
+
+  Returns:
+    Sorted positions, int [limit].
   """
   turn = np.empty(len(labels))
   rng = np.random.default_rng(seed)
   for label in np.unique(labels):
     rows = np.flatnonzero(labels == label)
-    # A fraction settles whose turn is first among the classes, evenly.
+    # The fraction decides at random which class goes first in each round.
     turn[rows] = rng.permutation(len(rows)) + rng.random()
   return np.sort(np.argsort(turn, kind='stable')[:limit])
 
 
-def _columns(images, labels, class_names):
-  fingerprint = digest.sha256(
+def _columns(
+  images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
+) -> Columns:
+  fingerprint = files.sha256(
     [images.shape, labels.shape, class_names], images, labels.astype('<i4')
   )
   return Columns(images, labels, tuple(class_names), fingerprint)
 
 
-def _decode(dataset: records.Dataset, split: str, log: types.Log) -> Columns:
-  """Decodes every record of a whole split."""
-  tfds.module()  # With its settings.
+def _decode(
+  dataset: dataset_lib.Dataset, split: str, log: types.Log
+) -> Columns:
+  """Decodes all images of a whole split."""
+  tfds.module()  # First, since it configures TensorFlow.
   import tensorflow as tf
 
   source = dataset.records(split)
@@ -119,7 +142,8 @@ def _decode(dataset: records.Dataset, split: str, log: types.Log) -> Columns:
         .map(_pixels, num_parallel_calls=tf.data.AUTOTUNE)
         .as_numpy_iterator()
       )
-    except (records.CorruptError, tf.errors.OpError, OSError, RuntimeError):
+    except (dataset_lib.CorruptError, tf.errors.OpError, OSError, RuntimeError):
+      # None of these errors names the record, so the block is read once more.
       _raise_first(source, ids)
       raise
     if not start:
@@ -129,93 +153,97 @@ def _decode(dataset: records.Dataset, split: str, log: types.Log) -> Columns:
     ):
       if image.shape != images.shape[1:]:
         raise errors.DataError(
-          f'{source.name(row)} has shape {image.shape}, record 0'
-          f' {images.shape[1:]}: images of various sizes have to be streamed.'
+          f'{source.name(row)} has shape {image.shape}, but record 0 has'
+          f' {images.shape[1:]}: images that differ in size have to be streamed'
+          " (config.data.memory='stream')."
         )
       images[row], labels[row] = image, example.label
   return _columns(images, labels, dataset.class_names)
 
 
-def _pixels(encoded):
-  """uint8 [h, w, 3] of a JPEG or PNG file."""
+def _pixels(encoded: Any) -> Any:
+  """Decodes a JPEG or PNG file to uint8 [h, w, 3]."""
   import tensorflow as tf
 
   return tf.io.decode_image(encoded, channels=3, expand_animations=False)
 
 
-def _raise_first(source, ids):
-  """Raises an error that names the first record that cannot be had."""
+def _raise_first(source: dataset_lib.Records, ids: np.ndarray) -> None:
+  """Raises an error that names the first record that cannot be read."""
   import tensorflow as tf
 
   for number in ids.tolist():
     try:
       _pixels(source.read(np.array([number]))[0].image)
-    except (records.CorruptError, tf.errors.InvalidArgumentError) as error:
+    except (dataset_lib.CorruptError, tf.errors.InvalidArgumentError) as error:
       raise errors.DataError(
-        f'{source.name(number)} is corrupt: {records.one_line(error)}'
+        f'{source.name(number)} is corrupt: {tfds.one_line(error)}'
       ) from error
-    # A disk, a lost file: it is not this record's fault.
+    # A failing disk or a missing file: the record itself may be intact.
     except (tf.errors.OpError, OSError, RuntimeError) as error:
       raise errors.IOFailedError(
-        f'{source.name(number)} cannot be read: {records.one_line(error)}'
+        f'{source.name(number)} cannot be read: {tfds.one_line(error)}'
       ) from error
 
 
-def _allocate(count, image, title):
+def _allocate(count: int, image: np.ndarray, title: str) -> np.ndarray:
+  """Returns memory for `count` images like `image`, if it is not too much."""
   size = count * image.size
   if size > _MAX_BYTES:
     raise errors.DataError(
       f'{title} takes {size / 2**30:.1f} GiB of memory, more than'
-      f' {_MAX_BYTES >> 30}: it has to be streamed.'
+      f" {_MAX_BYTES >> 30}: it has to be streamed (config.data.memory='stream')."
     )
   return np.empty((count, *image.shape), np.uint8)
 
 
-# The cache: a file a split, beside the data.
+# The cache: one file per split, beside the data.
 
 
-def _cache(name, data_dir, split) -> tuple[pathlib.Path | None, str]:
-  """Where the split is kept, and what the data beside it must be.
+def _cache(
+  name: str, data_dir: str, split: str
+) -> tuple[pathlib.Path | None, str]:
+  """Returns the cache of a split and the stamp of the data it belongs to.
 
   Needs no TensorFlow. Raises as `records.load` does.
   """
-  if name == records.IMAGE_FOLDER:
-    folder = pathlib.Path(data_dir).expanduser() / records.CACHE
+  if name == image_folder.NAME:
+    folder = pathlib.Path(data_dir).expanduser() / dataset_lib.CACHE
     return folder / f'{split}.npz', records.load(name, data_dir).fingerprint
-  folder = records.find(name, data_dir)
-  if '://' in str(folder):
-    return None, ''  # Not ours to write to.
-  stamp = digest.sha256((folder / 'dataset_info.json').read_bytes())
-  title = name.split(':')[0].replace('/', '-')
+  folder = tfds.find(name, data_dir)
+  if paths.is_remote(folder):
+    return None, ''  # The bucket may be shared, so nothing is written to it.
+  stamp = files.sha256((folder / 'dataset_info.json').read_bytes())
+  title = name.split(':', maxsplit=1)[0].replace('/', '-')
   file = f'{title}-{folder.name}-{split}.npz'
-  root = pathlib.Path(records.root(data_dir))
-  return root / records.CACHE / file, stamp
+  return tfds.data_dir(data_dir) / dataset_lib.CACHE / file, stamp
 
 
 def _load_cache(
   cache: pathlib.Path, stamp: str, log: types.Log
 ) -> Columns | None:
-  """Returns the cached split; None if it is absent, old or damaged."""
+  """Returns the cached split, or None if it is absent, outdated or damaged."""
   if not os.path.exists(cache):
     return None
   try:
     with zipfile.ZipFile(cache) as archive:
-      # Nothing in it is compressed, so nothing can unpack to more.
+      # Our caches are not compressed. A file that unpacks to more than its own
+      # size is not ours, and could fill the memory.
       unpacked = sum(member.file_size for member in archive.infolist())
     if unpacked > cache.stat().st_size:
       raise ValueError(f'it unpacks to {unpacked} bytes')
     with np.load(cache, allow_pickle=False) as stored:
       if stored['stamp'] != stamp:
         raise ValueError('the data beside it have changed')
-      found = _columns(
+      columns = _columns(
         stored['images'], stored['labels'], stored['class_names'].tolist()
       )
-      kept = str(stored['fingerprint'])
-    if found.fingerprint != kept:
+      fingerprint = str(stored['fingerprint'])
+    if columns.fingerprint != fingerprint:
       raise ValueError('its pixels are not those that were stored')
-  # A cache can be damaged in more ways than can be listed, and the mend for
-  # every one is to decode the images again.
+  # A file can be damaged in more ways than can be listed, and the remedy is
+  # always the same: decode the images again.
   except Exception as error:
     log(f'warning: {cache} is ignored: {errors.one_line(error)}')
     return None
-  return found
+  return columns

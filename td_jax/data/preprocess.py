@@ -1,12 +1,12 @@
-"""Image maths: random crops, flips, bilinear resizing, normalisation.
+"""Image operations: random crops, flips, bilinear resizing, normalisation.
 
-Crop, flip and resize are linear in the pixels and act on rows and columns
-apart, so each image has one matrix for its rows and one for its columns, and a
-batch is two small matrix products: no gathers, which TPUs dislike. Pixels are
-grey levels, 0 to 255, until `normalize`.
+Crop, flip and resize are linear in the pixels and separate into rows and
+columns. Each image therefore has one matrix for its rows and one for its
+columns, and a batch takes two small matrix products. This avoids gathers, which
+are slow on TPUs. Pixels are grey levels from 0 to 255 until `normalize`.
 
 The crops are those of Inception (arXiv 1409.4842, section 6) as
-google-research/vision_transformer draws them; the resize is TensorFlow's
+google-research/vision_transformer draws them. The resize is TensorFlow's
 bilinear one, with half-pixel centres and without antialiasing.
 """
 
@@ -17,28 +17,28 @@ import jax
 import jax.numpy as jnp
 import jaxtyping as jt
 
-AREA = (0.05, 1.0)  # Of the image; vision_transformer's.
-ASPECT = (3 / 4, 4 / 3)  # Width / height, in pixels.
-FLIP = 0.5
-DRAWS = 5  # Uniform numbers an example: 4 of its box, 1 of its flip.
+AREA = (0.05, 1.0)  # Range of a crop's share, as in vision_transformer.
+ASPECT = (3 / 4, 4 / 3)  # Range of width / height, in pixels.
+FLIP = 0.5  # Probability.
+DRAWS = 5  # Uniform numbers for each example: 4 for its box, 1 for its flip.
 
 
 class Scale(NamedTuple):
-  """Mean and deviation of grey levels, [3] each: red, green, blue."""
+  """Mean and standard deviation of grey levels: red, green, blue."""
 
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
 
 
 SYMMETRIC = Scale((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))  # To [-1, 1].
-IMAGENET = Scale((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
 
 def normalize(
   images: jt.Float[jt.Array, '*b 3'], scale: Scale = SYMMETRIC
 ) -> jt.Float[jt.Array, '*b 3']:
-  """Grey levels to (x - mean) / std."""
-  mean, std = (jnp.asarray(part, images.dtype) for part in scale)
+  """Maps grey levels x to (x - mean) / std."""
+  mean, std = (jnp.asarray(levels, images.dtype) for levels in scale)
+  # Explicit axes: implicit rank promotion is an error in our tests.
   ones = (1,) * (images.ndim - 1)
   return (images - mean.reshape(*ones, 3)) / std.reshape(*ones, 3)
 
@@ -46,7 +46,13 @@ def normalize(
 def example_keys(
   key: jt.Key[jt.Array, ''], places: jt.Int[jt.Array, ' b']
 ) -> jt.Key[jt.Array, ' b']:
-  """A key an example, from the step's key and its place in the global batch."""
+  """Returns a key for each example.
+
+  Args:
+    key: The step's.
+    places: Positions in the global batch, or ids. Keys that depended on the
+      position within a device's batch would change with the number of devices.
+  """
   return jax.vmap(jax.random.fold_in, (None, 0))(key, places)
 
 
@@ -59,15 +65,15 @@ def augment(
   aspect: tuple[float, float] = ASPECT,
   flip: float = FLIP,
 ) -> jt.Float[jt.Array, 'b {size} {size} 3']:
-  """Random crops resized to `size`, half of them flipped left to right.
+  """Returns random crops resized to `size`, some flipped left to right.
 
   Args:
     images: [b, h, w, 3].
-    keys: one an example: what is drawn for it depends on no other.
-    size: height and width of the result.
-    area: range of the crop's share of the image.
-    aspect: range of its width / height.
-    flip: how often it is flipped.
+    keys: One for each example, which depends on no other key.
+    size: Height and width of the result.
+    area: Range of the crop's share of the image.
+    aspect: Range of the crop's width / height.
+    flip: Probability of a flip.
 
   Returns:
     float32 grey levels [b, size, size, 3].
@@ -75,18 +81,19 @@ def augment(
   height, width = images.shape[1:3]
   draws = jax.vmap(lambda key: jax.random.uniform(key, (DRAWS,)))(keys)
 
-  def one(draw):
+  def matrices(draw):
     top, left, rows, columns = crop_box(
       draw, height, width, area=area, aspect=aspect, xp=jnp
     )
     across = _interpolation(left, columns, size=size, extent=width)
     return (
       _interpolation(top, rows, size=size, extent=height),
+      # Reversing the rows of this small matrix flips the image.
       jnp.where(draw[4] < flip, across[::-1], across),
     )
 
-  down, across = jax.vmap(one)(draws)  # [b, size, h], [b, size, w]
-  # TPUs would multiply in bfloat16, which cannot hold the weights.
+  down, across = jax.vmap(matrices)(draws)  # [b, size, h], [b, size, w]
+  # By default TPUs multiply in bfloat16, which is too coarse for the weights.
   return jnp.einsum(
     'bih,bhwc,bjw->bijc',
     down,
@@ -99,7 +106,7 @@ def augment(
 def resize(
   images: jt.UInt8[jt.Array, 'b h w 3'], size: int
 ) -> jt.Float[jt.Array, 'b {size} {size} 3']:
-  """Whole images stretched to `size`, bilinear: float32 grey levels."""
+  """Stretches whole images to `size`, bilinearly; returns float32."""
   height, width = images.shape[1:3]
   return jnp.einsum(
     'ih,bhwc,jw->bijc',
@@ -119,27 +126,28 @@ def crop_box(
   aspect: tuple[float, float],
   xp: Any,
 ) -> tuple[Any, Any, Any, Any]:
-  """A random box of whole pixels within an image, Inception's distribution.
+  """Returns a random box of whole pixels within an image, as Inception does.
 
-  The ratio is uniform in `aspect`, then the height is uniform among the whole
-  numbers that keep the area within `area` and the box within the image, then
-  the place is uniform. Rounding may leave the area a little outside its range.
+  The ratio is uniform in `aspect`. Then the height is uniform among the whole
+  numbers that keep the area within `area` and the box within the image. Then
+  the position is uniform. Rounding may leave the area slightly outside its
+  range.
 
   Args:
     draws: [..., 4 or more], uniform in [0, 1).
-    height: of the image, pixels; a number or [...].
-    width: likewise.
-    area: range of the box's share of the image.
-    aspect: range of its width / height.
-    xp: numpy, jax.numpy or tensorflow, whichever `draws` belong to.
+    height: Height of the image in pixels, a number or [...].
+    width: Width of the image, likewise.
+    area: Range of the box's share of the image.
+    aspect: Range of the box's width / height.
+    xp: The library of `draws`: numpy, jax.numpy or tensorflow.
 
   Returns:
-    (top, left, rows, columns), float [...], whole numbers.
+    (top, left, rows, columns), whole numbers as float [...].
   """
   ratio = aspect[0] + draws[..., 0] * (aspect[1] - aspect[0])
   least = xp.round(xp.sqrt(area[0] * height * width / ratio))
   most = xp.sqrt(area[1] * height * width / ratio)
-  # The widest box that rounds to the image's width.
+  # 0.499 admits the widest box that still rounds to the image's width.
   most = xp.minimum(xp.minimum(most, (width + 0.499) / ratio), height * 1.0)
   most = xp.maximum(xp.floor(most), 1.0)
   rows = _whole(draws[..., 1], xp.minimum(least, most), most, xp)
@@ -150,16 +158,19 @@ def crop_box(
   return top, left, rows, columns
 
 
-def _whole(draw, low, high, xp):
-  """A whole number uniform in low..high."""
+def _whole(draw: Any, low: Any, high: Any, xp: Any) -> Any:
+  """Maps a uniform draw to a whole number, uniform in low..high."""
   return low + xp.floor(draw * (high - low + 1.0))
 
 
-def _interpolation(start, length, *, size, extent):
-  """Bilinear weights [size, extent] that read [start, start + length).
+def _interpolation(
+  start: jax.Array | int, length: jax.Array | int, *, size: int, extent: int
+) -> jax.Array:
+  """Returns bilinear weights [size, extent] that read [start, start + length).
 
-  Row i has at most two weights, of the pixels beside the centre of the i-th of
-  `size` equal parts; centres beyond the outermost pixel's centre read that.
+  Row i has at most two weights, those of the pixels on either side of the
+  centre of the i-th of `size` equal parts. A centre beyond that of the first or
+  last pixel reads this pixel alone.
   """
   at = (jnp.arange(size) + 0.5) * (length / size) - 0.5
   at = jnp.clip(at, 0, length - 1) + start

@@ -1,4 +1,4 @@
-"""Which examples make up which batch: a function of (seed, epoch, step)."""
+"""The examples of each batch, as a function of (seed, step)."""
 
 import numpy as np
 
@@ -6,27 +6,33 @@ import numpy as np
 def batches(
   *, seed: int, examples: int, batch_size: int, start: int, stop: int
 ) -> np.ndarray:
-  """Example ids int32 [stop - start, batch_size] of steps start..stop-1.
+  """Returns the example ids of the steps start..stop-1.
 
-  Every epoch is one permutation of all examples. The epochs are read as one
-  endless row, so a batch may end one epoch and begin the next, and none is
-  skipped or repeated. Nothing but the arguments is remembered: a resumed run
-  reads on where the interrupted one stopped.
+  Every epoch is a permutation of all examples. The epochs follow each other in
+  one endless sequence, so a batch may end one epoch and begin the next, and no
+  example is skipped or repeated within an epoch.
+
+  Returns:
+    int32 [stop - start, batch_size].
   """
   first, last = start * batch_size, stop * batch_size
   epochs = range(first // examples, -(-last // examples))
-  row = np.concatenate(
+  # A generator for each (seed, epoch) makes the order a function of the step: a
+  # resumed run continues it without replaying the steps before.
+  sequence = np.concatenate(
     [np.random.default_rng((seed, e)).permutation(examples) for e in epochs]
   )
   offset = first - epochs[0] * examples
-  chosen = row[offset : offset + last - first]
-  return chosen.astype(np.int32).reshape(stop - start, batch_size)
+  ids = sequence[offset : offset + last - first]
+  return ids.astype(np.int32).reshape(stop - start, batch_size)
 
 
 def padded(examples: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-  """All examples once, in order: (ids, mask), both [batches, batch_size].
+  """Returns all examples once, in order, in batches of equal size.
 
-  The last batch is filled up with example 0 at mask 0.
+  Returns:
+    (ids int32, mask float32), both [batches, batch_size]. The end of the last
+    batch is example 0 with mask 0.
   """
   count = -(-examples // batch_size)
   ids = np.zeros(count * batch_size, np.int32)

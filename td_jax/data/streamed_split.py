@@ -1,7 +1,4 @@
-"""Splits of images that the host decodes as they are needed.
-
-They implement `feed.Stream`.
-"""
+"""Splits of images that the host decodes while training, as `feed.Stream`s."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,18 +6,26 @@ from typing import Any
 import numpy as np
 
 from td_jax import types
+from td_jax.data import dataset
 from td_jax.data import host_pipeline
-from td_jax.data import records as records_lib
 
 
 class Split:
   """One split of a dataset on disk or in a bucket."""
 
   def __init__(
-    self, records: records_lib.Records, data: types.Config, log: types.Log
+    self, records: dataset.Records, data: types.Config, log: types.Log
   ) -> None:
-    """`data` is the block of a config."""
+    """Nothing is read before the first batch.
+
+    Args:
+      records: The records of the split.
+      data: The `data` block of a config.
+      log: Receives warnings.
+    """
     self._records, self._data, self._log = records, data, log
+    # Each stream has threads and decodes ahead, so there is one for all steps
+    # of a (seed, batch size, host).
     self._training: dict[tuple[int, int, int], host_pipeline.Stream] = {}
 
   def __len__(self) -> int:
@@ -30,7 +35,6 @@ class Split:
     self, seed: int, step: int, batch: int, host_slice: slice
   ) -> types.Batch:
     """See `feed.Stream`."""
-    # Streams are kept, because restarting one throws its decoded images away.
     key = seed, batch, host_slice.start
     if key not in self._training:
       self._training[key] = host_pipeline.training(
@@ -56,19 +60,20 @@ class Split:
       for step in range(stream.steps or 0):
         yield _batch(stream.batch(step))
     finally:
+      # Also when the caller stops early: decoded batches hold memory.
       stream.close()
 
   def _options(self, batch: int, host_slice: slice) -> dict[str, Any]:
-    own = host_slice.stop - host_slice.start
+    local = host_slice.stop - host_slice.start
     return {
-      'host': host_pipeline.Host(host_slice.start // own, batch // own),
+      'host': host_pipeline.Host(host_slice.start // local, batch // local),
       'skip_corrupt': self._data.skip_corrupt,
       'log': self._log,
     }
 
 
 class Blank:
-  """A split of black images, for shapes."""
+  """A split of black images, for work that needs only their shapes."""
 
   def __init__(self, size: int):
     self._size = size
@@ -80,12 +85,12 @@ class Blank:
     self, seed: int, step: int, batch: int, host_slice: slice
   ) -> types.Batch:
     """See `feed.Stream`."""
-    del seed, step, batch  # All images are the same.
-    own = host_slice.stop - host_slice.start
+    del seed, step  # All images are the same.
+    local = host_slice.stop - host_slice.start
     return types.Batch(
-      x=np.zeros((own, self._size, self._size, 3), np.uint8),
-      y=np.zeros(own, np.int32),
-      mask=np.ones(own, np.float32),
+      x=np.zeros((local, self._size, self._size, 3), np.uint8),
+      y=np.zeros(local, np.int32),
+      mask=np.ones(local, np.float32),
     )
 
   def whole(self, batch: int, host_slice: slice) -> Iterator[types.Batch]:
@@ -93,7 +98,7 @@ class Blank:
     yield self.train(0, 0, batch, host_slice)
 
 
-def _batch(examples: dict[str, np.ndarray]) -> types.Batch:
+def _batch(columns: dict[str, np.ndarray]) -> types.Batch:
   return types.Batch(
-    x=examples['image'], y=examples['label'], mask=examples['mask']
+    x=columns['image'], y=columns['label'], mask=columns['mask']
   )

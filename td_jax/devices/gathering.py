@@ -15,6 +15,8 @@ import jax
 from td_jax import types
 
 _Gather = Callable[[types.Array], types.Array]
+# A context variable, because Flax modules cannot be handed another argument
+# through every layer.
 _GATHER: contextvars.ContextVar[_Gather] = contextvars.ContextVar(
   'gather', default=lambda param: param
 )
@@ -27,6 +29,7 @@ def gathered_params(gather: _Gather) -> Iterator[None]:
   The gradient is not constrained: it is cheapest to scatter it while it is
   summed over devices.
   """
+  # The default VJP would constrain the gradient as well.
   all_gather = jax.custom_vjp(gather)
   all_gather.defvjp(
     lambda param: (gather(param), None), lambda _, grad: (grad,)

@@ -92,6 +92,7 @@ class Parallel:
     """The part of a global batch that this process supplies."""
     if self.processes == 1:
       return slice(0, batch_size)
+    # All processes have equally many devices.
     own = batch_size // self.processes
     return slice(jax.process_index() * own, (jax.process_index() + 1) * own)
 
@@ -125,6 +126,7 @@ class Parallel:
       for leaf in jax.tree.leaves(tree)
     ):
       return jax.device_get(tree)
+    # A process cannot read the shards of others: all-gather them first.
     whole = jax.jit(lambda tree: tree, out_shardings=self._named())
     return jax.device_get(whole(tree))
 
@@ -197,6 +199,7 @@ class Parallel:
     def alike(tree: types.PyTree, leaf_sharding: Any) -> types.PyTree:
       return jax.tree.map(lambda leaf: struct(leaf, leaf_sharding), tree)
 
+    # Columns are gathered by id on every device, so each needs all of them.
     teachers, columns = fixed
     return self._jit(fn, state, updates=True), (
       sharded(state),
@@ -252,6 +255,7 @@ class Parallel:
   def _by_device(self, leaf: Any, *, axis: int) -> np.ndarray:
     """[..., b, ...] -> [devices, ..., b / devices, ...]."""
     shape = leaf.shape
+    # pmap maps over the leading axis.
     parts = leaf.reshape(
       *shape[:axis], self.count, shape[axis] // self.count, *shape[axis + 1 :]
     )
@@ -266,6 +270,7 @@ def _count(devices: int, available: Sequence[Any], processes: int) -> int:
       f'config.parallel.devices is {devices}; there are {len(available)} '
       f'{available[0].platform} devices (0 takes all).'
     )
+  # A process whose devices are all left out could not take part in the mesh.
   if processes > 1 and count != len(available):
     raise errors.ConfigError(
       f'config.parallel.devices is {count}; {processes} processes use all of '

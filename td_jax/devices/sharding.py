@@ -1,12 +1,14 @@
-"""Which axis of each parameter is shared out over devices (FSDP)."""
+"""Chooses the axis of each parameter that is sharded over devices (FSDP)."""
 
 import math
+from typing import Any
 
 import jax
 
 from td_jax import types
 
-LEAST = 2**16  # Elements; smaller leaves cost more to gather than to keep.
+# Elements. Gathering a smaller leaf costs more time than its shards save memory.
+MIN_SIZE = 2**16
 
 
 def shard_largest_axis(
@@ -14,28 +16,28 @@ def shard_largest_axis(
   mesh: jax.sharding.Mesh,
   *,
   axis: str = 'fsdp',
-  least: int = LEAST,
+  min_size: int = MIN_SIZE,
 ) -> types.PyTree:
-  """PartitionSpecs that share the largest axis of each big leaf over `axis`.
+  """PartitionSpecs that shard the largest axis of each large leaf.
 
   Args:
-    shapes: A tree of whatever has a `shape`.
-    mesh: Has an axis of that name.
-    axis: The mesh axis to share over.
-    least: A leaf of fewer elements stays whole on every device.
+    shapes: A tree of leaves that have a `shape`.
+    mesh: A mesh with an axis called `axis`.
+    axis: The mesh axis to shard over.
+    min_size: Leaves of fewer elements are replicated.
 
   Returns:
-    The same tree of PartitionSpecs; a leaf with no axis that `axis` divides
-    stays whole. Of equal axes the first is shared.
+    A tree of the same structure. Leaves none of whose axes can be divided
+    evenly are replicated. Of equally long axes the first is sharded.
   """
-  size = mesh.shape[axis]
+  shards = mesh.shape[axis]
 
-  def spec(leaf):
+  def spec(leaf: Any) -> jax.sharding.PartitionSpec:
     shape = leaf.shape
-    fit = [place for place, length in enumerate(shape) if length % size == 0]
-    if size == 1 or not fit or math.prod(shape) < least:
+    divisible = [i for i, length in enumerate(shape) if length % shards == 0]
+    if shards == 1 or not divisible or math.prod(shape) < min_size:
       return jax.sharding.PartitionSpec()
-    place = max(fit, key=shape.__getitem__)
-    return jax.sharding.PartitionSpec(*[None] * place, axis)
+    largest = max(divisible, key=lambda i: shape[i])
+    return jax.sharding.PartitionSpec(*[None] * largest, axis)
 
   return jax.tree.map(spec, shapes)

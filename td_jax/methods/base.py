@@ -105,10 +105,9 @@ def tokens_differ(
 ) -> errors.ConfigError:
   """The error for states that cannot be compared token by token."""
   return errors.ConfigError(
-    f'an image is {student} tokens to the student and {teacher} to the '
-    'teacher, which the method compares one by one; make patch and class_token '
-    'of config.model and config.teacher.model the same, or choose '
-    "config.method='ld'."
+    f"the student's states have tokens {student} and the teacher's {teacher}, "
+    'but the method compares them token by token; give config.model and '
+    "config.teacher.model the same tokens, or choose config.method='ld'."
   )
 
 

@@ -121,7 +121,9 @@ def converse(
   if remat:
     reply, follow_up = jax.checkpoint(reply), jax.checkpoint(follow_up)
 
-  def iteration(i: types.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+  def iteration(
+    i: int | types.Array, carry: tuple[Any, ...]
+  ) -> tuple[Any, ...]:
     _, decoded_g, interact = carry
     question, decoded_h = follow_up(i, decoded_g)
     target = student.states if original_target else question

@@ -63,16 +63,16 @@ class MLP(split_lib.Network):
     self.drop = layers.Dropout(self.dropout)
 
   def low(self, x: types.PyTree, *, train: bool) -> types.Hidden:
-    """H[1..l](x)."""
+    """`H[1..l](x)`."""
     first, *rest = self.layers[: self.split[0]]
     return self._run(rest, nn.relu(first(self._embed(x, train))), train)
 
   def interpret(self, low: types.Array, *, train: bool) -> types.Hidden:
-    """H[l+1..h](low)."""
+    """`H[l+1..h](low)`."""
     return self._run(self.layers[slice(*self.split)], low, train)
 
   def output(self, high: types.Hidden, *, train: bool) -> types.PerExample:
-    """H[h+1..n](high): ratings [b]."""
+    """`H[h+1..n](high)`: ratings [b]."""
     high = self._run(self.layers[self.split[1] :], high, train)
     return self.head(self.drop(high, deterministic=not train))[:, 0]
 

@@ -2,7 +2,7 @@
 
 Section 3.1 cuts a network of n layers twice, after layers l < h:
 
-  low = H[1..l](x)    high = H[l+1..h](low)    output = H[h+1..n](high)
+      low = H[1..l](x)    high = H[l+1..h](low)    output = H[h+1..n](high)
 
 The middle part is *interpreting*. It can be applied to any low state, also to
 one that was decoded from a message.
@@ -28,15 +28,15 @@ class Network(nn.Module):
   """
 
   def low(self, x: types.PyTree, *, train: bool) -> types.Hidden:
-    """H[1..l](x)."""
+    """`H[1..l](x)`."""
     raise NotImplementedError
 
   def interpret(self, low: types.Array, *, train: bool) -> types.Hidden:
-    """H[l+1..h](low)."""
+    """`H[l+1..h](low)`."""
     raise NotImplementedError
 
   def output(self, high: types.Hidden, *, train: bool) -> types.Array:
-    """H[h+1..n](high): ratings [b] or logits [b, classes]."""
+    """`H[h+1..n](high)`: ratings [b] or logits [b, classes]."""
     raise NotImplementedError
 
   def __call__(

@@ -1,6 +1,7 @@
 """The figures of the diagnosis."""
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import pathlib
 from typing import Any
 
@@ -47,11 +48,14 @@ def _by_weight(rows: diagnosis.Rows) -> Any:
     names = [name for name in _STYLES if (genre, name) in {k[:2] for k in keys}]
     for name in names:
       weights = [x for g, n, x in keys if (g, n) == (genre, name)]
-      gaps = {
-        x: rows.gap('weight', genre, name, x, against=(diagnosis.SCRATCH, 0.0))
+      scratch = (diagnosis.SCRATCH, 0.0)
+      gaps = [
+        gap
         for x in weights
-      }
-      _draw_run(axes, name, {x: gap for x, gap in gaps.items() if gap})
+        if (gap := rows.gap('weight', genre, name, x, against=scratch))
+      ]
+      assert len(gaps) == len(weights)  # Scratch ran in every genre.
+      _draw_run(axes, name, weights, gaps)
     axes.axhline(0, color=figures.GREY, linewidth=1, zorder=0)
     axes.set_xscale('log')
     # Gains of 0.0005 and losses of 0.04 are both of interest.
@@ -93,16 +97,17 @@ def _by_weight(rows: diagnosis.Rows) -> Any:
 def _draw_run(
   axes: Any,
   name: str,
-  gaps: Mapping[float, Mapping[str, Any]],
+  weights: Sequence[float],
+  gaps: Sequence[Mapping[str, Any]],
 ) -> None:
   colour, marker, line = _STYLES[name]
   number = [*_STYLES].index(name)
   # Side by side, since many runs lie within each other's error bars.
   shift = 1.06 ** (number - (len(_STYLES) - 1) / 2)
   axes.errorbar(
-    [x * shift for x in gaps],
-    [gap['mean'] for gap in gaps.values()],
-    yerr=[gap['standard_error'] or 0 for gap in gaps.values()],
+    [x * shift for x in weights],
+    [gap['mean'] for gap in gaps],
+    yerr=[gap['standard_error'] or 0 for gap in gaps],
     color=colour,
     marker=marker,
     linestyle=line,

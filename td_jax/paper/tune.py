@@ -39,7 +39,7 @@ from td_jax.run import pipeline
 from td_jax.run import preemption
 from td_jax.run import saved
 from td_jax.run import scores as scores_lib
-from td_jax.storage import digest
+from td_jax.storage import files
 from td_jax.storage import results_log
 from td_jax.training import statistics
 
@@ -336,7 +336,7 @@ def _done(file: pathlib.Path) -> list[tuple[str, str, dict[str, Any]]]:
 
 def _name(what: str, column: str, settings: Mapping[str, Any]) -> str:
   """The name of a trial's lock."""
-  return f'{digest.sha256(json.dumps([what, column, settings]))[:16]}.lock'
+  return f'{files.sha256(json.dumps([what, column, settings]))[:16]}.lock'
 
 
 def _command(args: argparse.Namespace, log: types.Log) -> None:

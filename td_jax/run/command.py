@@ -10,7 +10,6 @@ import traceback
 from typing import Any
 from typing import NoReturn
 
-from absl import app
 from absl import flags
 from absl import logging
 
@@ -50,10 +49,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
   name; anything that ends in .py is the path of a config file.
   """
   if any(word.lstrip('-') in _HELP for word in argv[1:]):
-    try:
-      return app.parse_flags_with_usage(list(argv))
-    except SystemExit:
-      sys.exit(0)  # absl exits with 1, although nothing went wrong.
+    print(_help(), flush=True)
+    sys.exit(0)  # absl exits with 1, although nothing went wrong.
   try:
     rest = flags.FLAGS(_with_config_path(argv))
     config = flags.FLAGS['config'].value
@@ -74,6 +71,22 @@ def stop(error: Exception, message: str, code: int) -> NoReturn:
     traceback.print_exception(error)
   say(f'error: {" ".join(message.split())}')
   sys.exit(code)
+
+
+def _help() -> str:
+  """The flags of the command, and those of config files."""
+  lines = [
+    'td_jax --config=NAME|FILE.py[:ARGS] [--workdir=DIR] [--mode=MODE] ...',
+    '',
+    f'Packaged configs: {", ".join(configs.NAMES)}. Any of their keys can be',
+    'set on the command line, as in --config.k=2.',
+  ]
+  # absl shows the flags of the module that Python started, which is another
+  # one for each way to start this command.
+  for module, own in flags.FLAGS.flags_by_module_dict().items():
+    if any(flag.name in ('config', 'workdir') for flag in own):
+      lines.append(flags.FLAGS.module_help(module))
+  return '\n'.join(lines)
 
 
 def _with_config_path(argv: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """The commit and the versions that produced a result."""
 
+from collections.abc import Iterable
 import functools
 import importlib.metadata
 import pathlib
@@ -15,8 +16,19 @@ def environment() -> dict[str, Any]:
   return {
     'commit': _commit(),
     'python': platform.python_version(),
-    'versions': {name: importlib.metadata.version(name) for name in _PACKAGES},
+    'versions': versions(_PACKAGES),
   }
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+  """Versions of installed packages; 'none' for one that is not installed."""
+  result = {}
+  for name in packages:
+    try:
+      result[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      result[name] = 'none'
+  return result
 
 
 # Cached, because the process runs the code it read when it started: a later

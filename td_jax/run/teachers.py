@@ -17,7 +17,7 @@ from td_jax.data import task as task_lib
 from td_jax.models import probe
 from td_jax.run import saved
 from td_jax.storage import array_cache
-from td_jax.storage import digest
+from td_jax.storage import files
 from td_jax.storage import paths
 from td_jax.training import evaluate
 
@@ -132,7 +132,7 @@ def _cache_digest(
   data['views'] = data.pop('fixed_crops')
   teacher = config.teacher
   facts = [task.fingerprint, teacher.model.to_dict(), teacher.head, data]
-  return digest.sha256(json.dumps(facts), *jax.tree.leaves(variables))
+  return files.sha256(json.dumps(facts), *jax.tree.leaves(variables))
 
 
 def _fit_probe(

@@ -1,38 +1,44 @@
-"""Arrays stored in files, so that the next start reads instead of computing."""
+"""Named arrays in files, so that a later process need not compute them again."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
-import contextlib
 from typing import Any
-import uuid
 
 import numpy as np
 
 from td_jax import errors
 from td_jax import types
-
-Arrays = Mapping[str, Any]
+from td_jax.storage import files
 
 
 class Cache:
-  """Named groups of arrays that depend on the same inputs."""
+  """Arrays in a folder, shared by all whose inputs have the same digest."""
 
   def __init__(
-    self, folder: types.Path, digest: str, *, writes: bool, log: types.Log
+    self,
+    folder: types.Path | None,
+    digest: str,
+    *,
+    writes: bool,
+    log: types.Log,
   ):
-    """Opens the cache without reading anything.
+    """Opens a cache, without touching the disk.
 
     Args:
-      folder: Created when first needed.
-      digest: Identifies everything that the arrays depend on.
-      writes: Whether this process writes; the others only read.
+      folder: Created on the first write; None caches nothing.
+      digest: Covers everything that the cached arrays are computed from.
+      writes: Whether this process writes; the other hosts only read.
       log: Receives warnings.
     """
     self._folder, self._digest = folder, digest
     self._writes, self._log = writes, log
 
-  def get(self, name: str, make: Callable[[], Arrays]) -> Arrays:
-    """Returns the arrays stored under `name`, or makes and stores them."""
+  def get(
+    self, name: str, make: Callable[[], Mapping[str, Any]]
+  ) -> Mapping[str, Any]:
+    """Returns the arrays stored under `name`, or those that `make` returns."""
+    if self._folder is None:
+      return make()
     file = self._folder / f'{name}-{self._digest[:16]}.npz'
     try:
       with file.open('rb') as opened, np.load(opened) as stored:
@@ -40,7 +46,7 @@ class Cache:
     except FileNotFoundError:
       pass
     # A file can be damaged in more ways than can be listed, and the remedy is
-    # the same for all of them: make it again.
+    # always the same: compute the arrays again.
     except Exception as error:
       self._log(f'warning: {file} is ignored: {errors.one_line(error)}')
     arrays = make()
@@ -49,35 +55,18 @@ class Cache:
     return arrays
 
 
-class _NoCache(Cache):
-  """Makes the arrays at every call."""
-
-  def __init__(self):
-    pass  # It has no folder.
-
-  def get(self, name: str, make: Callable[[], Arrays]) -> Arrays:
-    """Returns `make()`."""
-    del name
-    return make()
+NO_CACHE = Cache(None, '', writes=False, log=types.no_log)
 
 
-NO_CACHE = _NoCache()
-
-
-def save(file: types.Path, arrays: Arrays, *, log: types.Log) -> None:
-  """Writes `file`, whole or not at all; a failure is logged, not fatal."""
-  # Several processes may write the same cache, each to a file of its own.
-  temporary = file.with_name(f'{uuid.uuid4().hex}.tmp')
+def save(
+  file: types.Path, arrays: Mapping[str, Any], *, log: types.Log
+) -> None:
+  """Writes `arrays` to `file` atomically; a failure is logged, not raised."""
+  # A cache only saves time, so a full or read-only disk must not end a run.
   try:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open('wb') as opened:
+    with files.io_errors(file):
+      file.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(file) as opened:
       np.savez(opened, **arrays)
-    temporary.replace(file)
-  except OSError as error:
-    log(
-      f'warning: cannot write {file} ({errors.one_line(error)}); the next run'
-      ' computes everything again'
-    )
-  finally:
-    with contextlib.suppress(OSError):  # It is gone once it became `file`.
-      temporary.unlink()
+  except errors.IOFailedError as error:
+    log(f'warning: {error} The next run has to compute it again.')

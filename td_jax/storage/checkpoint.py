@@ -1,12 +1,11 @@
-"""Saving and restoring: the only file that names orbax.
+"""Checkpoints of a run. No other file imports orbax.
 
-A checkpoint holds items, each a tree of arrays, and a record of JSON. The
-record carries the SHA-256 of every item and its own, and the shape of every
-leaf: orbax alone restores a flipped byte without a word.
+A checkpoint consists of items, each a tree of arrays, and a JSON record. The
+record holds its own SHA-256, the SHA-256 of every item, and the shape and dtype
+of every leaf, because orbax restores a flipped byte without an error.
 """
 
 from collections.abc import Mapping
-import itertools
 import logging
 from typing import Any
 
@@ -16,23 +15,32 @@ import orbax.checkpoint as ocp
 
 from td_jax import errors
 from td_jax import types
-from td_jax.storage import digest
+from td_jax.storage import files
 from td_jax.storage import paths
 
 _RECORD = 'record'
+_CAUSE_LENGTH = 200  # Characters of orbax's error in a message of ours.
+
+Leaves = Mapping[str, Any]  # {path: array or shape}, as `_flatten` returns.
 
 
 class Checkpoints:
-  """The checkpoints of one run: the two latest are kept."""
+  """The checkpoints of one run; the two latest remain on disk."""
 
   def __init__(self, directory: types.Path, *, read_only: bool = False):
-    """Opens them; only their own run may do so but `read_only`."""
+    """Opens the directory. Only the run that owns it may open it for writing.
+
+    Args:
+      directory: Created if absent.
+      read_only: For every process that does not belong to the run.
+    """
     self._directory = directory
     self._manager = ocp.CheckpointManager(
       paths.absolute(str(directory)),
       options=ocp.CheckpointManagerOptions(
         max_to_keep=2,
-        # What is left over by a crash, or else is being written.
+        # A temporary directory is the leftover of a crash, unless another
+        # process is writing it: a reader must leave it alone.
         cleanup_tmp_directories=not read_only,
         create=not read_only,
       ),
@@ -41,13 +49,18 @@ class Checkpoints:
   def save(
     self, step: int, items: Mapping[str, types.PyTree], record: dict[str, Any]
   ) -> None:
-    """Starts to save; `wait` or the next `save` tells how that ended.
+    """Starts to save; `wait` or the next `save` raises if that fails.
 
-    The leaves of `items` are numpy arrays; of several processes all must call.
+    With several processes every one of them must call this.
+
+    Args:
+      step: Checkpoints of this and later steps are replaced.
+      items: {name: tree of numpy arrays}. All must be finite, except in 'best'.
+      record: JSON values that are stored beside the items.
 
     Raises:
-      errors.IOFailedError: the previous save failed.
-      errors.NonFiniteError: a leaf is not finite; nothing is written.
+      errors.IOFailedError: The previous save failed.
+      errors.NonFiniteError: A leaf is not finite; nothing is written.
     """
     self.wait()
     flat = {name: _flatten(tree) for name, tree in items.items()}
@@ -59,64 +72,68 @@ class Checkpoints:
     }
     for name, leaves in flat.items():
       for leaf, value in leaves.items():
+        # 'best' holds scores too, which are infinite before the first one.
         if name != 'best' and not np.all(np.isfinite(value)):
           raise errors.NonFiniteError(
             f'{leaf} is not finite at step {step}; it was not saved. The '
             f'last good checkpoint is step {self._manager.latest_step()}.'
           )
+    # Flat mappings, so that leaves have the same names in orbax's files as in
+    # the record.
     arguments: dict[str, Any] = {
       name: ocp.args.StandardSave(leaves) for name, leaves in flat.items()
     }
     arguments[_RECORD] = ocp.args.JsonSave(
-      record | {'sha256': digest.sha256(record)}
+      record | {'sha256': files.sha256(record)}
     )
     try:
       for later in self._manager.all_steps():
-        # A damaged one, which `restore` passed over; orbax would keep it and
-        # not save this one, without a word.
+        # `restore` skipped these as damaged. If they stayed, orbax would
+        # silently refuse to save a step that is not the latest.
         if later >= step:
           self._manager.delete(later)
       self._manager.save(step, args=ocp.args.Composite(**arguments))
-    except Exception as e:  # As in `wait`.
-      raise self._failed(e) from e
+    except Exception as error:  # As in `wait`.
+      raise self._save_error(error) from error
 
   def wait(self) -> None:
-    """Returns when what was saved is on disk, or raises IOFailedError."""
+    """Returns once the last save is on disk; raises IOFailedError otherwise."""
     try:
       self._manager.wait_until_finished()
       self._manager.check_for_errors()
-    except Exception as e:  # orbax re-raises whatever its threads met.
-      raise self._failed(e) from e
+    except Exception as error:  # orbax re-raises any error of its threads.
+      raise self._save_error(error) from error
 
   def restore(
     self, templates: Mapping[str, types.PyTree]
   ) -> tuple[dict[str, types.PyTree], dict[str, Any]] | None:
-    """The latest sound checkpoint's items, and its record.
+    """Restores the latest intact checkpoint.
 
     Args:
-      templates: For each item that is wanted a tree of arrays or shapes; what
-        is restored takes its structure, as numpy arrays.
+      templates: {name of an item: tree of arrays or shapes}. Items that are not
+        named are not read.
 
     Returns:
-      (items, record), or None where nothing has been saved.
+      (items, record), or None if there is no checkpoint. The items have the
+      structure of their templates, with numpy arrays as leaves.
 
     Raises:
-      errors.DataError: a leaf has another shape than its template, or no
-        checkpoint of those present is sound.
+      errors.DataError: A leaf has another shape than its template, or every
+        checkpoint is damaged.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
     for step in steps:
       try:
         return self._restore(step, templates)
       except errors.DataError:
+        # The config does not fit: an older checkpoint would not fit either.
         raise
-      except Exception as e:  # Whatever a damaged file makes of orbax.
-        reason = str(e).strip().splitlines() or [type(e).__name__]
+      except Exception as error:  # orbax has no common type for damaged files.
         logging.warning(
           'checkpoint %s/%d is damaged and passed over: %s',
           self._directory,
           step,
-          reason[0][:200],
+          errors.one_line(error),
         )
     if steps:
       raise errors.DataError(
@@ -128,19 +145,24 @@ class Checkpoints:
   def close(self) -> None:
     try:
       self._manager.close()
-    except Exception as e:  # Raised, it would hide why the run ends.
-      logging.warning('%s', self._failed(e))
+    except Exception as error:
+      # Raised here, it would hide the error that ends the run.
+      logging.warning('%s', self._save_error(error))
 
-  def _restore(self, step, templates):
+  def _restore(
+    self, step: int, templates: Mapping[str, types.PyTree]
+  ) -> tuple[dict[str, types.PyTree], dict[str, Any]]:
     record = self._manager.restore(
       step, args=ocp.args.Composite(**{_RECORD: ocp.args.JsonRestore()})
     )[_RECORD]
-    # Early records do not have one.
-    if record.pop('sha256', None) not in (None, digest.sha256(record)):
+    # The records of early versions have no digest of their own.
+    if record.pop('sha256', None) not in (None, files.sha256(record)):
       raise ValueError('the record does not match its SHA-256')
-    wanted = {name: _flatten(tree) for name, tree in templates.items()}
-    for name, leaves in wanted.items():
-      self._compare(step, record['items'][name]['leaves'], _describe(leaves))
+    expected = {name: _flatten(tree) for name, tree in templates.items()}
+    for name, leaves in expected.items():
+      self._check_leaves(
+        step, record['items'][name]['leaves'], _describe(leaves)
+      )
     abstract = {
       name: ocp.args.StandardRestore(
         {
@@ -148,12 +170,15 @@ class Checkpoints:
           for leaf, value in leaves.items()
         }
       )
-      for name, leaves in wanted.items()
+      for name, leaves in expected.items()
     }
-    found = self._manager.restore(step, args=ocp.args.Composite(**abstract))
+    restored = self._manager.restore(step, args=ocp.args.Composite(**abstract))
     items = {}
     for name, template in templates.items():
-      leaves = {leaf: np.asarray(found[name][leaf]) for leaf in wanted[name]}
+      # The digest depends on the order of the leaves: take the template's.
+      leaves = {
+        leaf: np.asarray(restored[name][leaf]) for leaf in expected[name]
+      }
       if _digest(leaves) != record['items'][name]['sha256']:
         raise ValueError(f'the contents of {name} do not match their SHA-256')
       items[name] = jax.tree.unflatten(
@@ -161,7 +186,10 @@ class Checkpoints:
       )
     return items, record
 
-  def _compare(self, step, stored, expected):
+  def _check_leaves(
+    self, step: int, stored: Mapping[str, str], expected: Mapping[str, str]
+  ) -> None:
+    """Raises a DataError unless both have the same leaves and shapes."""
     for leaf in sorted(stored.keys() | expected.keys()):
       if stored.get(leaf) != expected.get(leaf):
         raise errors.DataError(
@@ -171,31 +199,37 @@ class Checkpoints:
           'network than the one that was saved.'
         )
 
-  def _failed(self, cause):
-    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-    # tensorstore says what happened last, before its settings in brackets.
-    reason = reason.split(' [')[0][-200:]
+  def _save_error(self, cause: Exception) -> errors.IOFailedError:
+    # tensorstore names the operations first and the reason ('No space left on
+    # device') last, followed by its settings in brackets. Cut at the front.
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    reason = errors.one_line(lines[0].split(' [')[0][-_CAUSE_LENGTH:])
     return errors.IOFailedError(
       f'could not save to {self._directory}: {reason}. Free some '
-      'space or mend the permissions, then start again with the same '
+      'space or fix the permissions, then start again with the same '
       f'--workdir; the last good step is {self._manager.latest_step()}.'
     )
 
 
-def _flatten(tree):
-  """{path: leaf} in the order of `jax.tree.leaves`."""
+def _flatten(tree: types.PyTree) -> dict[str, Any]:
+  """Returns {path: leaf} in the order of `jax.tree.leaves`."""
   return {
     jax.tree_util.keystr(path, simple=True, separator='.'): leaf
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
   }
 
 
-def _describe(leaves):
+def _describe(leaves: Leaves) -> dict[str, str]:
+  """Returns {path: dtype and shape}, such as 'float32[2, 13]'."""
   return {
     name: f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
     for name, leaf in leaves.items()
   }
 
 
-def _digest(leaves: Mapping[str, np.ndarray]) -> str:
-  return digest.sha256(*itertools.chain.from_iterable(leaves.items()))
+def _digest(leaves: Leaves) -> str:
+  return files.sha256(
+    *(
+      part for name, leaf in leaves.items() for part in (name, np.asarray(leaf))
+    )
+  )

@@ -1,56 +1,100 @@
-"""Small files: written whole or not at all, and read with readable errors."""
+"""Atomic writes, JSON files and SHA-256 digests."""
 
 from collections.abc import Iterator
 import contextlib
+import hashlib
 import json
+from typing import IO
 from typing import Any
+import uuid
+
+import numpy as np
 
 from td_jax import errors
 from td_jax import types
 
 
-def write_atomically(file: types.Path, content: str | bytes) -> None:
-  """Writes `file` so that no reader ever sees a part of it.
-
-  Raises:
-    errors.IOFailedError: It cannot be written; an earlier version is intact.
-  """
-  data = content.encode() if isinstance(content, str) else content
-  # Renaming is atomic only within one file system, hence the same folder.
-  part = file.with_name(f'.{file.name}.part')
-  with io_errors(file):
-    try:
-      part.write_bytes(data)
-      part.replace(file)
-    except OSError:
-      with contextlib.suppress(OSError):
-        part.unlink(missing_ok=True)
-      raise
-
-
-def read_json(file: types.Path) -> dict[str, Any]:
-  """Reads the JSON object in `file`, which belongs to a run's folder.
-
-  Raises:
-    errors.DataError: It is absent or damaged.
-  """
+@contextlib.contextmanager
+def io_errors(file: types.Path | str) -> Iterator[None]:
+  """Turns an OSError of its body into an IOFailedError that names `file`."""
   try:
-    value = json.loads(file.read_text())
-    if not isinstance(value, dict):
-      raise ValueError('it holds no object')
-    return value
-  except (OSError, ValueError) as e:
-    raise errors.DataError(
-      f'{file} cannot be read ({e}); is {file.parent} the folder of a run?'
-    ) from e
+    yield
+  except OSError as error:
+    raise errors.IOFailedError(
+      f'could not write {file}: {error.strerror or error}.'
+    ) from error
 
 
 @contextlib.contextmanager
-def io_errors(file: types.Path | str) -> Iterator[None]:
-  """Turns an OSError into an IOFailedError that names `file`."""
+def replacing(file: types.Path) -> Iterator[IO[bytes]]:
+  """Yields a temporary file that replaces `file` once its body succeeds.
+
+  Readers therefore see the old contents or the new ones, never a part. If the
+  body raises, `file` stays as it was and the temporary file is removed.
+
+  Raises:
+    errors.IOFailedError: The file cannot be written.
+  """
+  # The name is unique because several processes may write the same file at the
+  # same time. Renaming is atomic only within one file system: hence `beside`.
+  beside = file.with_name(f'.{file.name}.{uuid.uuid4().hex[:8]}.part')
+  with io_errors(file):
+    try:
+      with beside.open('wb') as opened:
+        yield opened
+      beside.replace(file)
+    except BaseException:
+      # An error of the cleanup would hide the one that matters.
+      with contextlib.suppress(OSError):
+        beside.unlink(missing_ok=True)
+      raise
+
+
+def write_atomically(file: types.Path, content: str | bytes) -> None:
+  """Writes `file` completely or, if that fails, not at all.
+
+  Raises:
+    errors.IOFailedError: The file cannot be written.
+  """
+  with replacing(file) as opened:
+    opened.write(content.encode() if isinstance(content, str) else content)
+
+
+def read_json(file: types.Path) -> dict[str, Any]:
+  """Reads the JSON object in `file`, which belongs to the folder of a run.
+
+  Raises:
+    errors.DataError: The file is absent or damaged.
+  """
   try:
-    yield
-  except OSError as e:
-    raise errors.IOFailedError(
-      f'could not write {file}: {e.strerror or e}.'
-    ) from e
+    content = json.loads(file.read_text())
+    if not isinstance(content, dict):
+      raise ValueError('it does not hold a JSON object')
+    return content
+  except (OSError, ValueError) as error:
+    raise errors.DataError(
+      f'{file} cannot be read ({error}); is {file.parent} the folder of a run?'
+    ) from error
+
+
+def sha256(*parts: Any) -> str:
+  """Returns the SHA-256, in hexadecimal, of the concatenated bytes of `parts`.
+
+  Text counts as UTF-8, bytes as they are, an array as its values in C order,
+  and anything else as its JSON with sorted keys. Nothing separates the parts,
+  and an array's shape and dtype do not count: pass them as parts of their own
+  where they matter.
+  """
+  # Checkpoints, caches and results store these digests. A change of the bytes
+  # that are hashed would make every old run look damaged or different.
+  digest = hashlib.sha256()
+  for part in parts:
+    if isinstance(part, str):
+      digest.update(part.encode())
+    elif isinstance(part, bytes):
+      digest.update(part)
+    elif hasattr(part, '__array__'):  # Of NumPy or of JAX.
+      digest.update(np.ascontiguousarray(part).data)
+    else:
+      digest.update(json.dumps(part, sort_keys=True).encode())
+  return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Folders on a disk or in a bucket (gs://...)."""
+"""Paths of folders on a local disk or in a bucket (gs://...)."""
 
 import os
 import pathlib
@@ -9,23 +9,23 @@ from td_jax import types
 
 
 def as_path(name: str) -> types.Path:
-  """The path with this name, local or in a bucket."""
+  """Returns a pathlib.Path, or an epath.Path if `name` is in a bucket."""
+  # Not an epath.Path in both cases: `is_remote` tells them apart by their type.
   return epath.Path(name) if '://' in name else pathlib.Path(name)
 
 
 def is_absolute(folder: str) -> bool:
-  """Whether `folder` does not depend on a base folder."""
   return '://' in folder or os.path.isabs(folder)
 
 
 def absolute(folder: str) -> str:
-  """Makes `folder` independent of the working directory."""
+  """Returns `folder` independent of the current directory."""
   return folder if is_absolute(folder) else os.path.abspath(folder)
 
 
-def resolve(base: types.Path, folder: str) -> types.Path:
-  """The path of `folder`, which is absolute or relative to `base`."""
-  return as_path(folder) if is_absolute(folder) else base / folder
+def resolve(path: types.Path, folder: str) -> types.Path:
+  """Returns the path of `folder`, which is absolute or relative to `path`."""
+  return as_path(folder) if is_absolute(folder) else path / folder
 
 
 def relative(folder: types.Path, base: types.Path) -> str:

@@ -8,6 +8,7 @@ from td_jax.run import config as config_lib
 from td_jax.run import experiment
 from td_jax.storage import files
 from td_jax.storage import paths
+from td_jax.tpu_cost import cost_table
 from td_jax.tpu_cost import step_cost
 from td_jax.tpu_cost import topology as topology_lib
 
@@ -30,6 +31,8 @@ def cost(
       '--mode=compile needs --topology, such as v4:2x2x1 or v5e:16x16.'
     )
   topology = topology_lib.describe(topology_name)
+  # config.parallel.kind and .devices are about the machine at hand. On the
+  # topology the step runs on a mesh of all chips.
   parallel = parallel_lib.Parallel(
     'mesh',
     0,
@@ -54,9 +57,9 @@ def table(
   config: types.Config, topology_name: str, workdir: str, *, mfu: float
 ) -> str:
   """The cost as a table; with a `workdir`, it is stored there as JSON too."""
-  estimate = cost(config, topology_name, mfu=mfu)
+  report = cost(config, topology_name, mfu=mfu)
   if workdir:
     path = paths.as_path(workdir)
     path.mkdir(parents=True, exist_ok=True)
-    files.write_atomically(path / FILE, step_cost.as_json(estimate))
-  return step_cost.table(estimate)
+    files.write_atomically(path / FILE, cost_table.as_json(report))
+  return cost_table.table(report)

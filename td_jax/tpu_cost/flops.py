@@ -1,11 +1,12 @@
 """FLOPs of matrix products and convolutions, counted by walking a jaxpr.
 
 The compiler's own count, `cost_analysis()['flops']`, takes the body of a loop
-once, however often it runs. A multiplication and an addition are two FLOPs;
-elementwise operations are left out, as is usual for MFU.
+once, however often it runs. Here a multiplication and an addition are two
+FLOPs, and elementwise operations are left out, as is usual for MFU.
 """
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 import dataclasses
 import math
 from typing import Any
@@ -14,17 +15,17 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 import numpy as np
 
-# What `jax.checkpoint` names the part of a backward pass that it computes again.
-_AGAIN = 'rematted_computation'
+# The name scope that `jax.checkpoint` gives to recomputed operations.
+_RECOMPUTATION = 'rematted_computation'
 
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-  """Of a whole program, before it is spread over devices."""
+  """FLOPs of a whole program, before it is partitioned over devices."""
 
   model: int = 0  # What the algorithm asks for: the numerator of MFU.
-  hardware: int = 0  # With what rematerialisation computes again.
-  unbounded: int = 0  # Loops of unknown length, whose body was counted once.
+  hardware: int = 0  # `model`, and what rematerialisation computes again.
+  unbounded: int = 0  # Loops of unknown length, whose body is counted once.
 
   def __add__(self, other: 'Flops') -> 'Flops':
     return Flops(
@@ -34,35 +35,44 @@ class Flops:
     )
 
   def times(self, count: int) -> 'Flops':
+    """The FLOPs of `count` runs of the same loops."""
     return Flops(self.model * count, self.hardware * count, self.unbounded)
 
 
 def count(program: core.ClosedJaxpr) -> Flops:
-  """FLOPs of `program`, as of `jax.make_jaxpr(f)(...)`, without dead code.
+  """FLOPs of `program`, which is the result of `jax.make_jaxpr(f)(...)`.
 
-  A scan counts as often as it runs, a cond as its largest branch, and what is
-  mapped over devices by shard_map once for each.
+  Dead code is left out. A scan counts as often as it runs, a cond as its
+  largest branch, and the body of a shard_map once for each device.
   """
+  # Tracing leaves operations whose results no output needs. XLA removes them.
   outputs = [True] * len(program.jaxpr.outvars)
   jaxpr, _ = partial_eval.dce_jaxpr(program.jaxpr, outputs)
-  return _walk(jaxpr, again=False)
+  return _jaxpr_flops(jaxpr, recomputed=False)
 
 
-def _walk(jaxpr, *, again):
-  """FLOPs of a jaxpr; `again` if all of it is being computed once more."""
+def _jaxpr_flops(jaxpr: core.Jaxpr, *, recomputed: bool) -> Flops:
+  """FLOPs of a jaxpr; `recomputed` if it runs inside a rematerialisation."""
   total = Flops()
   for equation in jaxpr.eqns:
-    here = again or _AGAIN in str(equation.source_info.name_stack)
-    total += _equation(equation, again=here)
+    # Inner jaxprs have name stacks of their own, so the flag is handed down.
+    total += _equation_flops(
+      equation,
+      recomputed=recomputed
+      or _RECOMPUTATION in str(equation.source_info.name_stack),
+    )
   return total
 
 
-def _equation(equation, *, again):
+def _equation_flops(equation: core.JaxprEqn, *, recomputed: bool) -> Flops:
   name, params = equation.primitive.name, equation.params
   if name in ('dot_general', 'conv_general_dilated'):
-    one = _dot(equation) if name == 'dot_general' else _conv(equation)
-    return Flops(model=0 if again else one, hardware=one)
-  parts = [_walk(inner, again=again) for inner in _inner(params)]
+    flops = _dot(equation) if name == 'dot_general' else _conv(equation)
+    return Flops(model=0 if recomputed else flops, hardware=flops)
+  parts = [
+    _jaxpr_flops(inner, recomputed=recomputed)
+    for inner in _inner_jaxprs(params)
+  ]
   if name == 'cond':
     return max(parts, key=lambda part: part.hardware)
   total = sum(parts, Flops())
@@ -71,51 +81,57 @@ def _equation(equation, *, again):
   if name == 'while' and total.hardware:
     return total + Flops(unbounded=1)
   if name == 'shard_map':
+    # The body has the shapes of one device. Axes that an enclosing shard_map
+    # has mapped already must not be counted twice.
     sizes = params['mesh'].shape
     mapped = params['newly_manual_axes']
     return total.times(math.prod(sizes[axis] for axis in mapped))
   return total
 
 
-def _inner(params: dict[str, Any]) -> Iterator[Any]:
-  """The jaxprs that an equation has among its parameters."""
+def _inner_jaxprs(params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
+  """The jaxprs among the parameters of an equation."""
   for value in params.values():
-    for one in value if isinstance(value, (tuple, list)) else (value,):
-      if isinstance(one, core.ClosedJaxpr):
-        yield one.jaxpr
-      elif isinstance(one, core.Jaxpr):
-        yield one
+    for item in value if isinstance(value, (tuple, list)) else (value,):
+      if isinstance(item, core.ClosedJaxpr):
+        yield item.jaxpr
+      elif isinstance(item, core.Jaxpr):
+        yield item
 
 
-def _dot(equation):
+def _shape(variable: Any) -> tuple[int, ...]:
+  return variable.aval.shape
+
+
+def _dot(equation: core.JaxprEqn) -> int:
   (contracted, _), _ = equation.params['dimension_numbers']
-  left = equation.invars[0].aval.shape
+  left = _shape(equation.invars[0])
   depth = math.prod(left[axis] for axis in contracted)
-  return 2 * math.prod(equation.outvars[0].aval.shape) * depth
+  return 2 * math.prod(_shape(equation.outvars[0])) * depth
 
 
-def _conv(equation):
-  """Products with padding and with the holes of dilation are not counted."""
+def _conv(equation: core.JaxprEqn) -> int:
+  """FLOPs without the products with padding and with the holes of dilation."""
   params = equation.params
   numbers = params['dimension_numbers']
-  image, kernel = (variable.aval.shape for variable in equation.invars[:2])
-  output = equation.outvars[0].aval.shape
-  pairs = 1
+  image, kernel = map(_shape, equation.invars[:2])
+  output = _shape(equation.outvars[0])
+  pairs = 1  # (output position, tap) pairs whose tap meets a pixel.
   for axis, (low, _) in enumerate(params['padding']):
-    # Where in the dilated image each tap of the kernel falls, by output place.
-    size = image[numbers.lhs_spec[2 + axis]]
+    length = image[numbers.lhs_spec[2 + axis]]
     taps = np.arange(kernel[numbers.rhs_spec[2 + axis]])
-    places = np.arange(output[numbers.out_spec[2 + axis]])
+    positions = np.arange(output[numbers.out_spec[2 + axis]])
+    # [positions, taps]: where a tap falls in the dilated, unpadded image.
     at = (
-      places[:, None] * params['window_strides'][axis]
+      positions[:, None] * params['window_strides'][axis]
       + taps[None] * params['rhs_dilation'][axis]
       - low
     )
-    holes = params['lhs_dilation'][axis]
+    dilation = params['lhs_dilation'][axis]
     pairs *= np.sum(
-      (at >= 0) & (at <= (size - 1) * holes) & (at % holes == 0)
+      (at >= 0) & (at <= (length - 1) * dilation) & (at % dilation == 0)
     ).item()
   examples = image[numbers.lhs_spec[0]] // params['batch_group_count']
-  features_in = kernel[numbers.rhs_spec[1]]  # Of one feature group.
+  features_in = kernel[numbers.rhs_spec[1]]  # In one feature group.
   features_out = output[numbers.out_spec[1]]
   return 2 * examples * features_in * features_out * pairs

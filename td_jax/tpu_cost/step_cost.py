@@ -1,45 +1,56 @@
-"""What a training step would cost on TPUs that are not there.
+"""The cost of a training step on TPUs that are not there.
 
-The step is compiled for the devices of a `topology.Topology`. Memory is the
-compiler's own account; products are counted in the jaxpr (`flops`), bytes and
-collectives in the compiled text (`hlo`); times follow from the published speed
-of the chips, so they are bounds and not measurements.
+The step is compiled for the devices of a `topology.Topology`. The figures for
+memory are the compiler's own. Matrix products are counted in the jaxpr (see
+`flops`), bytes and collectives in the compiled text (`traffic`, `collectives`).
+Times follow from published speeds of the chips: they are bounds, and not
+measurements.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Sequence
 import dataclasses
-import importlib.metadata
-import json
 import math
 import time
 from typing import Any
+from typing import NamedTuple
 
 import jax
 
 from td_jax import errors
 from td_jax import types
-from td_jax.tpu_cost import flops
+from td_jax.run import environment
+from td_jax.tpu_cost import chips
+from td_jax.tpu_cost import collectives as collectives_lib
+from td_jax.tpu_cost import flops as flops_lib
 from td_jax.tpu_cost import hlo
 from td_jax.tpu_cost import topology as topology_lib
+from td_jax.tpu_cost import traffic as traffic_lib
+from td_jax.tpu_cost import units
 
-PAPER_HOURS = 12.0  # For any method on a 4-chip TPU (appendix of the paper).
-_GIB = 2**30
+PAPER_HOURS = 12.0  # For any method, on a 4-chip TPU (the paper's appendix).
+_PACKAGES = ('jax', 'jaxlib', 'libtpu')
+_SECONDS_PER_HOUR = 3600
+# The compiler also counts elementwise operations. They are a few percent of a
+# network; above this factor the work is not spread evenly over the chips.
+_ELEMENTWISE_MARGIN = 1.2
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """Bytes of one chip's HBM."""
+  """Bytes in the HBM of one chip."""
 
   arguments: int
   temporaries: int
   outputs: int
-  aliased: int  # Outputs that take over the memory of donated arguments.
+  aliased: int  # Outputs that reuse the memory of donated arguments.
   program: int
-  size: int
+  size: int  # Of the HBM.
 
   @property
   def used(self) -> int:
+    """Bytes that the step occupies."""
     return (
       self.arguments
       + self.temporaries
@@ -51,65 +62,69 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What one chip does in a step."""
+  """The work of one chip in a step."""
 
-  model_flops: float  # Products that the algorithm asks for.
-  hardware_flops: float  # With what rematerialisation computes again.
+  model_flops: float  # Matrix products that the algorithm asks for.
+  hardware_flops: float  # And those that rematerialisation computes again.
   compiler_flops: float  # cost_analysis: loop bodies once, elementwise too.
   hbm_bytes: float
   compiler_bytes: float  # cost_analysis: loop bodies once, on-chip memory too.
-  sent_bytes: float  # Over the links between chips, at the least.
+  sent_bytes: float  # Over the links between chips; a lower bound.
 
 
 @dataclasses.dataclass(frozen=True)
-class Collective:
-  """All collectives of a kind that one chip takes part in, in a step."""
+class CollectiveTotal:
+  """All collectives of one kind that a chip takes part in, in a step."""
 
   kind: str
   count: int
   bytes: int
   sent_bytes: float
-  in_loops: int  # Of `count`.
-  exact: bool  # False: some are in loops of unknown length, counted once.
+  in_loops: int  # How many of `count` are inside loops.
+  exact: bool  # False if some are in loops of unknown length, counted once.
 
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-  """Seconds that a step cannot be faster than."""
+  """Lower bounds of the seconds that a step takes."""
 
-  products: float  # hardware_flops at the peak.
-  memory: float  # hbm_bytes at full bandwidth.
+  products: float  # hardware_flops at the peak rate.
+  memory: float  # hbm_bytes at the full bandwidth.
   links: float  # sent_bytes over all links of a chip at once.
 
   @property
   def bound(self) -> str:
-    parts = dataclasses.asdict(self)
-    return max(parts, key=lambda name: parts[name])
+    """The resource that limits the step: the name of the longest time."""
+    seconds = dataclasses.asdict(self)
+    return max(seconds, key=lambda name: seconds[name])
 
   @property
   def roofline(self) -> float:
+    """The longest of the three, as all could overlap."""
     return max(dataclasses.asdict(self).values())
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-  """A whole run. MFU is model_flops over time and peak."""
+class RunEstimate:
+  """Time and price of a whole run. MFU is model_flops over time and peak."""
 
   steps: int
   hours_allowed: float
-  mfu_needed: float  # To finish in them.
+  mfu_needed: float  # To finish within the allowed hours.
   mfu_possible: float  # At the roofline.
-  mfu_stated: float  # By whoever asked: nobody measured it.
+  mfu_stated: float  # An assumption of the caller, not a measurement.
   hours: float  # At the stated MFU.
-  price: float  # US dollars a chip-hour.
+  price: float  # US dollars for a chip-hour.
   price_source: str
-  dollars: float
+  dollars: float  # For all chips, at the stated MFU.
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
+  """All figures; `cost_table` writes them down."""
+
   topology: str
-  chip: topology_lib.Chip
+  chip: chips.Chip
   chips: int
   versions: dict[str, str]
   trace_seconds: float
@@ -118,10 +133,19 @@ class Report:
   parameters_per_chip: int
   memory: Memory
   work: Work
-  collectives: list[Collective]
+  collectives: list[CollectiveTotal]
   times: Times
-  plan: Plan
-  notes: list[str]  # What makes a number above too low or too high.
+  estimate: RunEstimate
+  notes: list[str]  # Reasons why a figure above is too low or too high.
+
+
+class _Compiled(NamedTuple):
+  """A step compiled for a topology."""
+
+  executable: Any  # jax.stages.Compiled.
+  flops: flops_lib.Flops  # For all chips together.
+  trace_seconds: float
+  compile_seconds: float
 
 
 def report(
@@ -134,296 +158,238 @@ def report(
   mfu: float,
   hours: float = PAPER_HOURS,
   price: float | None = None,
-  log: Callable[[str], None] = lambda line: None,
+  log: types.Log = types.no_log,
 ) -> Report:
-  """Compiles a step and says what it costs.
+  """Compiles a step and reports what it costs.
 
   Args:
-    step: One training step, best as `jax.jit` with what it donates.
+    step: One training step; under `jax.jit` if it donates arguments.
     arguments: Its arguments as `jax.ShapeDtypeStruct`s, with shardings on a
       mesh of `topology.devices`.
-    topology: What to compile for.
+    topology: The chips to compile for.
     parameters: The part of the arguments that counts as parameters.
-    steps: Of the whole run.
-    mfu: In (0, 1]: the share of the peak that is assumed for an estimate.
-    hours: That the run may take.
-    price: US dollars a chip-hour; the list price if None.
-    log: Told before the compiler starts, which takes minutes for a big step.
+    steps: The number of steps of the whole run.
+    mfu: The share of the peak FLOP/s to assume, in (0, 1].
+    hours: The time that the run may take.
+    price: US dollars for a chip-hour; None takes the list price.
+    log: Receives a line before the compiler starts, which may take minutes.
 
   Raises:
-    errors.ConfigError: the step does not fit into the memory of a chip, or a
+    errors.ConfigError: The step does not fit into the memory of a chip, or a
       number above makes no sense.
   """
+  _check(steps=steps, mfu=mfu, hours=hours, price=price)
+  compiled = _compile(step, arguments, topology, log)
+  # Parsed once: the text of a large step has many megabytes.
+  module = hlo.parse(compiled.executable.as_text())
+  traffic = traffic_lib.read(module)
+  totals = _by_kind(collectives_lib.read(module))
+  work = _work(compiled, traffic, totals, count=len(topology.devices))
+  times = _times(work, topology)
+  estimate = _estimate(
+    work, times, topology, steps=steps, mfu=mfu, hours=hours, price=price
+  )
+  return Report(
+    topology=topology.name,
+    chip=topology.chip,
+    chips=len(topology.devices),
+    versions=environment.versions(_PACKAGES),
+    trace_seconds=compiled.trace_seconds,
+    compile_seconds=compiled.compile_seconds,
+    parameters=_size(parameters, lambda leaf: leaf.shape),
+    parameters_per_chip=_size(parameters, _shard_shape),
+    memory=_memory(compiled.executable, topology.chip),
+    work=work,
+    collectives=totals,
+    times=times,
+    estimate=estimate,
+    notes=_notes(compiled.flops, traffic, work, estimate),
+  )
+
+
+def _check(
+  *, steps: int, mfu: float, hours: float, price: float | None
+) -> None:
+  # Before the compiler starts: a wrong number should not cost minutes.
   if not 0 < mfu <= 1:
-    raise errors.ConfigError(f'the stated MFU is {mfu}; it lies in (0, 1].')
+    raise errors.ConfigError(
+      f'the stated MFU is {mfu}; it must be above 0 and at most 1.'
+    )
   if not (steps > 0 and hours > 0 and (price is None or price >= 0)):
     raise errors.ConfigError(
-      f'a run of {steps} steps in {hours} hours at {price} dollars a chip-hour '
-      'cannot be planned; steps and hours are above 0, the price at least 0.'
+      f'the cost of {steps} steps in {hours} hours at {price} dollars a '
+      'chip-hour cannot be estimated; steps and hours must be above 0, and the '
+      'price at least 0.'
     )
-  chip, chips = topology.chip, len(topology.devices)
-  began = time.monotonic()
+
+
+def _compile(
+  step: Callable[..., Any],
+  arguments: Sequence[types.PyTree],
+  topology: topology_lib.Topology,
+  log: types.Log,
+) -> _Compiled:
+  started = time.monotonic()
+  # A step that is jitted already may donate arguments; another jit would hide
+  # that, and count the memory of the old and the new state.
   jitted: Any = step if hasattr(step, 'trace') else jax.jit(step)
   traced = jitted.trace(*arguments)
   lowered = traced.lower()
   traced_at = time.monotonic()
-  counted = flops.count(traced.jaxpr)
+  flops = flops_lib.count(traced.jaxpr)
   log(
-    f'compiling {_si(counted.hardware)}FLOPs for {topology.name}; a big step '
-    'takes minutes'
+    f'compiling {units.si(flops.hardware)}FLOPs for {topology.name}; a large '
+    'step takes minutes'
   )
   try:
-    compiled = lowered.compile()
+    executable = lowered.compile()
   except jax.errors.JaxRuntimeError as e:
     if 'RESOURCE_EXHAUSTED' not in str(e):
       raise
+    # The first line has the sizes; a listing of all buffers follows.
     raise errors.ConfigError(
       f'the step does not fit on {topology.name}: {str(e).splitlines()[0]} '
-      'Take a smaller batch_size, rematerialise, or take more chips.'
+      'Choose a smaller batch_size, rematerialisation, or more chips.'
     ) from e
-  compiled_at = time.monotonic()
+  return _Compiled(
+    executable, flops, traced_at - started, time.monotonic() - traced_at
+  )
 
-  text = compiled.as_text()
-  traffic = hlo.traffic(text)
-  collectives = _by_kind(hlo.collectives(text))
-  costs = compiled.cost_analysis()
-  work = Work(
-    model_flops=counted.model / chips,
-    hardware_flops=counted.hardware / chips,
+
+def _by_kind(
+  collectives: Sequence[collectives_lib.Collective],
+) -> list[CollectiveTotal]:
+  """One row for each kind of collective."""
+  totals = []
+  # In a fixed order, so that two reports can be compared line by line.
+  for kind in hlo.COLLECTIVES:
+    same = [each for each in collectives if each.kind == kind]
+    if same:
+      totals.append(
+        CollectiveTotal(
+          kind=kind,
+          count=sum(each.times for each in same),
+          bytes=sum(each.times * each.bytes for each in same),
+          sent_bytes=sum(each.times * each.sent for each in same),
+          in_loops=sum(each.times for each in same if each.in_loop),
+          exact=all(each.known for each in same),
+        )
+      )
+  return totals
+
+
+def _work(
+  compiled: _Compiled,
+  traffic: traffic_lib.Traffic,
+  totals: Iterable[CollectiveTotal],
+  *,
+  count: int,
+) -> Work:
+  """The work of each of `count` chips."""
+  costs = compiled.executable.cost_analysis()
+  return Work(
+    # The jaxpr is the whole program, the compiled text that of one chip.
+    model_flops=compiled.flops.model / count,
+    hardware_flops=compiled.flops.hardware / count,
     compiler_flops=costs.get('flops', 0.0),
     hbm_bytes=traffic.bytes,
     compiler_bytes=costs.get('bytes accessed', 0.0),
-    sent_bytes=sum((row.sent_bytes for row in collectives), 0.0),
+    sent_bytes=sum((total.sent_bytes for total in totals), 0.0),
   )
-  times = Times(
+
+
+def _times(work: Work, topology: topology_lib.Topology) -> Times:
+  chip = topology.chip
+  return Times(
     products=work.hardware_flops / chip.peak_flops,
     memory=work.hbm_bytes / chip.hbm_bandwidth,
+    # A single chip has no links, and sends nothing.
     links=work.sent_bytes / (max(1, topology.links) * chip.link_bandwidth),
   )
-  plan = _plan(
-    work,
-    times,
-    topology,
-    steps=steps,
-    mfu=mfu,
-    hours=hours,
-    price=price,
-  )
-  return Report(
-    topology=topology.name,
-    chip=chip,
-    chips=chips,
-    versions=_versions(),
-    trace_seconds=traced_at - began,
-    compile_seconds=compiled_at - traced_at,
-    parameters=_count(parameters, lambda leaf: leaf.shape),
-    parameters_per_chip=_count(parameters, _share),
-    memory=_memory(compiled.memory_analysis(), chip),
-    work=work,
-    collectives=collectives,
-    times=times,
-    plan=plan,
-    notes=_notes(counted, traffic, work, plan),
-  )
 
 
-def as_json(report: Report) -> str:
-  """The report for a machine: bytes, seconds, FLOPs, and what follows."""
-  values = dataclasses.asdict(report)
-  values['memory']['used'] = report.memory.used
-  values['times']['bound'] = report.times.bound
-  values['times']['roofline'] = report.times.roofline
-  return json.dumps(values, indent=2, allow_nan=False)
-
-
-def table(report: Report) -> str:
-  """The report for a person."""
-  memory, work = report.memory, report.work
-  times, plan = report.times, report.plan
-  rows = [
-    (
-      'parameters',
-      f'{report.parameters_per_chip:,} of {report.parameters:,}',
-    ),
-    (
-      'HBM',
-      f'{memory.used / _GIB:.3g} of {memory.size / _GIB:.0f} GiB '
-      f'({_percent(memory.used / memory.size)}): '
-      + ', '.join(
-        f'{name} {getattr(memory, name) / _GIB:.3g}'
-        for name in (
-          'arguments',
-          'temporaries',
-          'outputs',
-          'aliased',
-          'program',
-        )
-      ),
-    ),
-    (
-      'FLOPs a step',
-      f'{_si(work.model_flops)} model, {_si(work.hardware_flops)} with '
-      f'recomputation ({_si(work.compiler_flops)} in cost_analysis)',
-    ),
-    (
-      'HBM traffic a step',
-      f'{_si(work.hbm_bytes)}B ({_si(work.compiler_bytes)}B in cost_analysis)',
-    ),
-  ]
-  for row in report.collectives:
-    loops = f', {row.in_loops} of them in loops' if row.in_loops else ''
-    least = '' if row.exact else ', at the least'
-    rows.append(
-      (
-        f'{row.kind} a step',
-        f'{row.count}{loops}{least}: {_si(row.bytes)}B, '
-        f'{_si(row.sent_bytes)}B sent',
-      )
-    )
-  if not report.collectives:
-    rows.append(('collectives a step', 'none'))
-  rows += [
-    (
-      'a step takes',
-      f'{_ms(times.roofline)} or more, bound by its {times.bound} (products '
-      f'{_ms(times.products)}, memory {_ms(times.memory)}, links '
-      f'{_ms(times.links)})',
-    ),
-    (
-      f'MFU for {plan.hours_allowed:g} h',
-      f'{_percent(plan.mfu_needed)} needed for {plan.steps:,} steps; '
-      f'{_percent(plan.mfu_possible)} possible at the roofline',
-    ),
-    (
-      'estimate',
-      f'{plan.hours:.3g} h at an MFU of {_percent(plan.mfu_stated)} (stated, not '
-      f'measured), ${plan.dollars:,.2f} for all chips at ${plan.price:g} a '
-      f'chip-hour ({plan.price_source})',
-    ),
-    *(('note', note) for note in report.notes),
-  ]
-  versions = ', '.join(
-    f'{name} {version}' for name, version in report.versions.items()
-  )
-  width = max(len(name) for name, _ in rows)
-  return '\n'.join(
-    [
-      f'{report.topology}: compiled for {report.chips} chips in '
-      f'{report.compile_seconds:.0f} s ({versions})',
-      f'per chip of {_si(report.chip.peak_flops)}FLOP/s in bf16, '
-      f'{_si(report.chip.hbm_bandwidth)}B/s to HBM:',
-      *(f'  {name.ljust(width)}  {said}' for name, said in rows),
-    ]
-  )
-
-
-def _by_kind(found):
-  """A row for each kind of collective."""
-  rows = []
-  for kind in hlo.KINDS:
-    these = [one for one in found if one.kind == kind]
-    if these:
-      rows.append(
-        Collective(
-          kind=kind,
-          count=sum(one.times for one in these),
-          bytes=sum(one.times * one.bytes for one in these),
-          sent_bytes=sum(one.times * one.sent for one in these),
-          in_loops=sum(one.times for one in these if one.in_loop),
-          exact=all(one.known for one in these),
-        )
-      )
-  return rows
-
-
-def _plan(work, times, topology, *, steps, mfu, hours, price):
-  chip, chips = topology.chip, len(topology.devices)
+def _estimate(
+  work: Work,
+  times: Times,
+  topology: topology_lib.Topology,
+  *,
+  steps: int,
+  mfu: float,
+  hours: float,
+  price: float | None,
+) -> RunEstimate:
+  chip = topology.chip
   # Seconds that a step would take if every chip ran at its peak.
   ideal = work.model_flops / chip.peak_flops
-  estimate = steps * ideal / mfu / 3600
+  estimated_hours = steps * ideal / mfu / _SECONDS_PER_HOUR
   source = 'as given'
   if price is None:
     price, source = chip.price, f'list price: {chip.price_source}'
-  return Plan(
+  return RunEstimate(
     steps=steps,
     hours_allowed=hours,
-    mfu_needed=steps * ideal / (hours * 3600),
+    mfu_needed=steps * ideal / (hours * _SECONDS_PER_HOUR),
     mfu_possible=ideal / times.roofline if times.roofline else 0.0,
     mfu_stated=mfu,
-    hours=estimate,
+    hours=estimated_hours,
     price=price,
     price_source=source,
-    dollars=estimate * chips * price,
+    dollars=estimated_hours * len(topology.devices) * price,
   )
 
 
-def _memory(found, chip):
+def _memory(executable: Any, chip: chips.Chip) -> Memory:
+  analysis = executable.memory_analysis()
   return Memory(
-    arguments=found.argument_size_in_bytes,
-    temporaries=found.temp_size_in_bytes,
-    outputs=found.output_size_in_bytes,
-    aliased=found.alias_size_in_bytes,
-    program=found.generated_code_size_in_bytes,
+    arguments=analysis.argument_size_in_bytes,
+    temporaries=analysis.temp_size_in_bytes,
+    outputs=analysis.output_size_in_bytes,
+    aliased=analysis.alias_size_in_bytes,
+    program=analysis.generated_code_size_in_bytes,
     size=chip.hbm_bytes,
   )
 
 
-def _notes(counted, traffic, work, plan):
+def _notes(
+  flops: flops_lib.Flops,
+  traffic: traffic_lib.Traffic,
+  work: Work,
+  estimate: RunEstimate,
+) -> list[str]:
   notes = []
-  if counted.unbounded:
+  if flops.unbounded:
     notes.append(
-      f'{counted.unbounded} loops of unknown length have products: FLOPs and '
-      'times are too low.'
+      f'{flops.unbounded} loops of unknown length contain matrix products: '
+      'FLOPs and times are too low.'
     )
   if traffic.unknown:
     notes.append(
       f'{traffic.unknown} of {traffic.loops} compiled loops are of unknown '
       'length: HBM traffic and collectives are too low.'
     )
-  if work.compiler_flops > 1.2 * work.hardware_flops:
+  if work.compiler_flops > _ELEMENTWISE_MARGIN * work.hardware_flops:
     notes.append(
-      'cost_analysis has many more FLOPs than an even share of the products: '
-      'either elementwise work is most of it, or chips repeat each other.'
+      'cost_analysis has many more FLOPs than an even share of the matrix '
+      'products: either most of them are elementwise, or chips repeat the work '
+      'of others.'
     )
-  if plan.mfu_stated > plan.mfu_possible:
+  if estimate.mfu_stated > estimate.mfu_possible:
     notes.append(
-      f'an MFU of {_percent(plan.mfu_stated)} is more than the roofline allows: the '
-      'estimate is too low.'
+      f'an MFU of {units.percent(estimate.mfu_stated)} is more than the '
+      'roofline allows: the estimate is too low.'
     )
   return notes
 
 
-def _count(tree, shape):
-  return sum(math.prod(shape(leaf)) for leaf in jax.tree.leaves(tree))
+def _size(
+  tree: types.PyTree, shape_of: Callable[[Any], tuple[int, ...]]
+) -> int:
+  """The number of elements of all leaves."""
+  return sum(math.prod(shape_of(leaf)) for leaf in jax.tree.leaves(tree))
 
 
-def _share(leaf):
+def _shard_shape(leaf: Any) -> tuple[int, ...]:
   """The shape of a leaf's part on one chip."""
+  # Without a sharding every chip has the whole leaf.
   sharding = getattr(leaf, 'sharding', None)
   return sharding.shard_shape(leaf.shape) if sharding else leaf.shape
-
-
-def _versions():
-  versions = {}
-  for name in ('jax', 'jaxlib', 'libtpu'):
-    try:
-      versions[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      versions[name] = 'none'
-  return versions
-
-
-def _si(value):
-  """A value with three digits and the letter of its thousands."""
-  for power, letter in ((15, 'P'), (12, 'T'), (9, 'G'), (6, 'M'), (3, 'k')):
-    if value >= 10**power:
-      return f'{value / 10**power:.3g} {letter}'
-  return f'{value:.3g} '
-
-
-def _percent(share):
-  return f'{100 * share:.3g}%'
-
-
-def _ms(seconds):
-  return f'{seconds * 1e3:.3g} ms'

@@ -1,0 +1,124 @@
+"""The interface to a dataset of encoded images: labelled records by number.
+
+Records are numbered from 0 in the order of the files, which is the order that
+the slices of TFDS count in.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import NamedTuple
+from typing import Protocol
+from typing import runtime_checkable
+
+import numpy as np
+
+from td_jax import errors
+from td_jax.data import splits
+
+CACHE = 'td_jax'  # Folder of our caches inside the data folder; never a split.
+
+
+class CorruptError(Exception):
+  """One record cannot be read, while others can; the message is the reason."""
+
+
+class Example(NamedTuple):
+  """One labelled image."""
+
+  image: bytes  # The contents of a JPEG or PNG file.
+  label: int
+
+
+@runtime_checkable  # The tests check the types of all arguments.
+class Reader(Protocol):
+  """Reads the records of one whole split."""
+
+  # Number of records in each file, if files are read from front to back; a
+  # single number if every record can be read on its own.
+  shards: tuple[int, ...]
+
+  def read(self, ids: Sequence[int]) -> list[Example]:
+    """Returns records by number; raises CorruptError if one is damaged."""
+    ...
+
+  def prefetch(self, ids: Sequence[int]) -> None:
+    """Starts to load what a later `read` of `ids` needs, if that is slow."""
+    ...
+
+  def location(self, number: int) -> str:
+    """Returns the file that holds a record, for messages."""
+    ...
+
+
+class Records:
+  """A split, or a slice of one, whose records are numbered from 0."""
+
+  def __init__(
+    self, dataset: str, spec: str, reader: Reader, *, start: int, stop: int
+  ):
+    """Selects the records start..stop-1 of `reader`.
+
+    Args:
+      dataset: Its name, for messages.
+      spec: The slice as the user wrote it, for messages.
+      reader: Reads the whole split.
+      start: The first record of the split.
+      stop: The record after the last one.
+    """
+    self.shards = _clip(reader.shards, start, stop)
+    self._title = f'{dataset} {spec!r}'
+    self._reader, self._start, self._stop = reader, start, stop
+
+  def __len__(self) -> int:
+    return self._stop - self._start
+
+  def read(self, ids: np.ndarray) -> list[Example]:
+    """Returns the examples with the numbers `ids` [b].
+
+    Raises:
+      CorruptError: A record is damaged.
+      errors.DataError: A record has no label.
+    """
+    examples = self._reader.read((ids + self._start).tolist())
+    for number, example in zip(ids.tolist(), examples, strict=True):
+      # Test splits whose labels are not published have -1 in TFDS.
+      if example.label < 0:
+        raise errors.DataError(
+          f'{self.name(number)} has no label ({example.label}); choose another '
+          'split.'
+        )
+    return examples
+
+  def prefetch(self, ids: np.ndarray) -> None:
+    """Starts to load what a later `read` of `ids` [b] needs, if that is slow."""
+    self._reader.prefetch((ids + self._start).tolist())
+
+  def name(self, number: int) -> str:
+    """Returns a description of record `number`, for messages."""
+    location = self._reader.location(number + self._start)
+    return f'record {number} of {self._title} ({location})'
+
+
+class Dataset(NamedTuple):
+  """A dataset that is ready to be read."""
+
+  name: str
+  sizes: Mapping[str, int]  # Number of records of each whole split.
+  class_names: tuple[str, ...]
+  fingerprint: str  # SHA-256 of version, splits, sizes and class names.
+  reader: Callable[[str], Reader]  # Name of a split -> its Reader.
+
+  def records(self, spec: str) -> Records:
+    """Returns the records of a slice; raises as `splits.cut` does."""
+    split, start, stop = splits.cut(spec, self.sizes, name=self.name)
+    return Records(self.name, spec, self.reader(split), start=start, stop=stop)
+
+
+def _clip(shards: Sequence[int], start: int, stop: int) -> tuple[int, ...]:
+  """Returns how many records of each shard lie within start..stop-1."""
+  ends = np.cumsum(shards)
+  begins = ends - shards
+  inside = np.minimum(ends, stop) - np.maximum(begins, start)
+  # Shards outside the slice remain, as 0: positions stay those of the files.
+  return tuple(np.maximum(inside, 0).tolist())
