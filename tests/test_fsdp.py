@@ -15,9 +15,9 @@ import pytest
 import tiny_vision
 
 from td_jax import data
+from td_jax.devices import gathering
 from td_jax.devices import parallel as parallel_lib
 from td_jax.devices import sharding
-from td_jax.models import layers
 from td_jax.run import experiment
 from td_jax.tpu_cost import hlo
 
@@ -90,7 +90,7 @@ def test_no_examples_are_gathered(in_pieces):
 def test_left_to_itself_xla_gathers_examples(monkeypatch):
   """Else the test above would prove nothing."""
   monkeypatch.setattr(
-    layers, 'gathering', lambda gather: contextlib.nullcontext()
+    gathering, 'gathered_params', lambda gather: contextlib.nullcontext()
   )
   compiled, _ = _compiled(fsdp=FSDP, scan=True)
   sizes = _sizes(compiled.as_text())
@@ -139,7 +139,9 @@ def test_each_device_has_a_piece(in_pieces):
 
 def test_a_gradient_is_what_it_was():
   one = jnp.float32(1)
-  with layers.gathering(lambda param: 2 * param):
-    value, grad = jax.value_and_grad(lambda p: 3 * layers.whole(p))(one)
-  assert (value, grad) == (6, 3)  # It does not know what `gathering` did.
-  assert layers.whole(one) is one
+  with gathering.gathered_params(lambda param: 2 * param):
+    value, grad = jax.value_and_grad(
+      lambda param: 3 * gathering.all_gather_param(param)
+    )(one)
+  assert (value, grad) == (6, 3)  # The gradient ignores `gather`.
+  assert gathering.all_gather_param(one) is one

@@ -20,8 +20,8 @@ import numpy as np
 
 from td_jax import errors
 from td_jax import types
+from td_jax.devices import gathering
 from td_jax.devices import sharding
-from td_jax.models import layers
 
 KINDS = ('auto', 'single', 'pmap', 'mesh')
 _DATA, _FSDP = 'data', 'fsdp'
@@ -235,11 +235,11 @@ class Parallel:
     def gather(param):
       return jax.lax.with_sharding_constraint(param, self._named())
 
-    def gathering(*args):
-      with layers.gathering(gather):
+    def gathering_program(*args):
+      with gathering.gathered_params(gather):
         return program(*args)
 
-    return gathering
+    return gathering_program
 
   def _named(self, *axes):
     return jax.sharding.NamedSharding(

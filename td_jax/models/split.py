@@ -1,32 +1,79 @@
-"""The split contract: any network seen as low -> high -> output.
+"""The protocol of networks that a method can train: low -> high -> output.
 
 Section 3.1 cuts a network of n layers twice, after layers l < h:
 
   low = H[1..l](x)    high = H[l+1..h](low)    output = H[h+1..n](high)
 
-The middle part is *interpreting*: it can be run on any low state, also on one
-that was decoded from a message. A network that can be split is a Linen module
-with the methods `low`, `interpret` and `output`, each taking `train`.
+The middle part is *interpreting*. It can run on any low state, in particular
+on one that was decoded from a message.
 """
 
 from collections.abc import Callable
+import typing
+from typing import Any
 from typing import NamedTuple
 
 from flax import linen as nn
+import jaxtyping as jt
 
 from td_jax import errors
 from td_jax import types
 from td_jax.models import layers
 
-Interpret = Callable[[types.Hidden, types.Key | None], types.Hidden]
+# Both states have the same leading axes `*b`, which jaxtyping checks in tests;
+# their widths may differ.
+Low = jt.Float[jt.Array, '*b d_low']
+High = jt.Float[jt.Array, '*b d_high']
+Interpret = Callable[[Low, types.Key | None], High]
+
+
+@typing.runtime_checkable
+class Network(typing.Protocol):
+  """A Linen module that can be split; all its methods take `train`.
+
+  With b for examples and d for widths, which may differ between the states:
+
+    x       the student's or teacher's input, a pytree with leaves [b, ...]
+    low     float32 [b, *tokens, d_low]
+    high    float32 [b, *tokens, d_high]
+    output  float32 [b] (ratings) or [b, classes] (logits)
+
+  `low` and `high` must have the same token axes, none for an MLP and (t,) for
+  a ViT, because an encoder concatenates both states of each token.
+  """
+
+  def low(self, x: Any, *, train: bool) -> Low:
+    """H[1..l](x)."""
+    ...
+
+  def interpret(self, low: Low, *, train: bool) -> High:
+    """H[l+1..h](low)."""
+    ...
+
+  def output(self, high: High, *, train: bool) -> types.Array:
+    """H[h+1..n](high)."""
+    ...
+
+  def __call__(self, x: Any, *, train: bool) -> tuple[Low, High, types.Array]:
+    """Returns `forward(self, x, train=train)`."""
+    ...
 
 
 class Side(NamedTuple):
-  """One network on one batch."""
+  """One network's run on one batch."""
 
   states: types.States
   output: types.Array  # [b] ratings or [b, classes] logits
   interpret: Interpret  # (low, dropout key or None) -> high
+
+
+def forward(
+  network: Network, x: Any, *, train: bool
+) -> tuple[Low, High, types.Array]:
+  """Runs a whole network: (low, high, output) for input `x`."""
+  low = network.low(x, train=train)
+  high = network.interpret(low, train=train)
+  return low, high, network.output(high, train=train)
 
 
 def check(name: str, split: tuple[int, int], layers: int) -> None:
@@ -42,9 +89,9 @@ def check(name: str, split: tuple[int, int], layers: int) -> None:
 def interpreter(
   model: nn.Module, variables: types.PyTree, *, train: bool
 ) -> Interpret:
-  """low -> high of `model` with these weights; dropout only if `train`."""
+  """Returns low -> high of `model`; it applies dropout only if `train`."""
 
-  def interpret(low, key):
+  def interpret(low: Low, key: types.Key | None) -> High:
     return layers.apply(
       model,
       variables,
@@ -63,10 +110,28 @@ def side(
   *,
   key: types.Key | None = None,
 ) -> Side:
-  """Runs `model` on `x`, as in training if there is a dropout key."""
+  """Runs `model` on `x`, with dropout if there is a `key`."""
   low, high, output = layers.apply(model, variables, x, key=key)
   return Side(
     states=types.States(low, high),
     output=output,
     interpret=interpreter(model, variables, train=key is not None),
+  )
+
+
+def precomputed(
+  states: types.States,
+  output: types.Array,
+  model: nn.Module,
+  variables: types.PyTree,
+) -> Side:
+  """The side of a frozen network whose states and output were cached.
+
+  Interpreting still runs the network: messages change with every step, so what
+  is decoded from them cannot be cached.
+  """
+  return Side(
+    states=states,
+    output=output,
+    interpret=interpreter(model, variables, train=False),
   )
