@@ -19,12 +19,12 @@ _REMOVED = -1e30
 
 
 def dkd(*, alpha: float, beta: float, temperature: float) -> base.Method:
-  """The teacher's outputs teach the target and the other classes separately.
+  """The divergence from the teacher's outputs, split at the target class.
 
   Args:
     alpha: The weight of the target class.
     beta: The weight of the other classes.
-    temperature: T.
+    temperature: T, by which the logits of both networks are divided.
   """
 
   def loss(lesson: base.Lesson) -> tuple[types.PerExample, base.Terms]:
@@ -56,13 +56,17 @@ def _log_parts(
   logits: Logits, is_target: jt.Bool[jt.Array, 'b classes']
 ) -> tuple[types.Array, types.Array]:
   """Log probabilities of (target, rest) [b, 2] and of the rest [b, classes]."""
-  rest = jnp.where(is_target, _REMOVED, logits)
-  total = jax.nn.logsumexp(logits, axis=-1)
-  pair = [
-    jnp.sum(logits, axis=-1, where=is_target) - total,
-    jax.nn.logsumexp(rest, axis=-1) - total,
-  ]
-  return jnp.stack(pair, axis=-1), jax.nn.log_softmax(rest)
+  log_p = jax.nn.log_softmax(logits)
+  target = jnp.sum(log_p, axis=-1, where=is_target)
+  rest = jnp.where(is_target, _REMOVED, log_p)
+  # The rest of an unlikely target is nearly 1, so its logarithm is nearly 0:
+  # the sum over many classes would lose it in rounding, 1 - p does not.
+  unlikely = target < jnp.log(0.5)
+  p_target = jnp.exp(jnp.where(unlikely, target, -1.0))
+  log_rest = jnp.where(
+    unlikely, jnp.log1p(-p_target), jax.nn.logsumexp(rest, axis=-1)
+  )
+  return jnp.stack([target, log_rest], axis=-1), jax.nn.log_softmax(rest)
 
 
 def _kl(log_p: types.Array, log_q: types.Array) -> types.PerExample:
