@@ -142,9 +142,7 @@ def with_share(task: task_lib.Task, share: float) -> task_lib.Task:
   )
   # In the original order.
   chosen.sort()
-  known = {
-    name: np.unique(train.x[name][chosen]) for name in ('user', 'movie')
-  }
+  known = {name: np.unique(train.x[name][chosen]) for name in ('user', 'movie')}
 
   def forget(batch: types.Batch) -> types.Batch:
     """The batch with 0, the unknown id, in place of ids that are not known."""

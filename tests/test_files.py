@@ -1,4 +1,4 @@
-"""Atomic writes, JSON files, cached arrays, and digests that must not change."""
+"""Atomic writes, JSON files, cached arrays, and digests of old runs."""
 
 import hashlib
 import json
@@ -72,8 +72,8 @@ def test_damaged_json_is_one_line(tmp_path, text):
   assert '\n' not in str(e.value)
 
 
-# Digests. The constants were computed by the code of commit 5085e1a: checkpoints
-# and results of that time store them.
+# Digests. The constants were computed with the code of commit 5085e1a, whose
+# checkpoints and results store them.
 
 
 def test_a_digest_is_that_of_the_concatenated_bytes():

@@ -1,4 +1,4 @@
-"""The command: flags, exit codes, and one line for whatever is wrong."""
+"""The command: flags, exit codes, and one line for every error."""
 
 import datetime
 import json
@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope='module')
 def data_dir(tmp_path_factory):
-  """A data folder with `small_ratings` in the columnar cache."""
+  """A data folder whose cache holds `small_ratings`."""
   root = tmp_path_factory.mktemp('data')
   small = conftest.small_ratings()
   ratings = small._replace(fingerprint=sources._fingerprint(small))
@@ -74,7 +74,7 @@ SHORT = (
 
 @pytest.fixture(scope='module')
 def done(tmp_path_factory, environment):
-  """A whole run by the command, in a folder that it names itself."""
+  """A finished run, in a folder that the command named itself."""
   cwd = tmp_path_factory.mktemp('cwd')
   began = datetime.datetime.now().replace(microsecond=0)
   code, out, err = _run(environment, cwd, *SHORT)
@@ -92,7 +92,7 @@ def test_a_whole_run(done):
   made = datetime.datetime.strptime(when, '%Y%m%d-%H%M%S')
   assert began <= made <= datetime.datetime.now()
   assert str(path.relative_to(cwd)) in err
-  # The table, and nothing else, on stdout.
+  # stdout has the table and nothing else.
   lines = out.splitlines()
   assert re.fullmatch(r'Drama: 2 seeds, 20 steps, \d+ s', lines[0])
   assert lines[1].split() == ['validation', 'RMSE', 'test', 'RMSE']
@@ -112,7 +112,7 @@ def test_a_whole_run(done):
   }
 
 
-def test_results_have_all_that_a_table_needs(done):
+def test_results_hold_what_tables_need(done):
   (path,) = (done[0] / 'runs').iterdir()
   results = json.loads((path / 'results.json').read_text())
   assert results['method'] == 'ld'
@@ -127,7 +127,7 @@ def test_results_have_all_that_a_table_needs(done):
     score = results[split]
     one, other = score['per_seed']
     assert score['mean'] == pytest.approx((one + other) / 2)
-    # Of two numbers the standard error is half their distance.
+    # The standard error of two numbers is half their distance.
     assert score['standard_error'] == pytest.approx(abs(one - other) / 2)
     assert results['teachers']['teacher'][split] > 0
     assert results['baselines']['user+movie bias'][split] > 0
@@ -141,14 +141,14 @@ def test_results_have_all_that_a_table_needs(done):
   assert teacher['seeds'] == [0]
   assert teacher['test']['standard_error'] is None
   assert teacher['teachers'] == {}
-  # No clock in the metrics.
+  # Metrics do not depend on the clock.
   rows = (path / 'metrics.jsonl').read_text()
   assert 'second' not in rows
 
 
-def test_eval_says_the_same(done, environment, tmp_path):
+def test_eval_prints_the_same_table(done, environment, tmp_path):
   (path,) = (done[0] / 'runs').iterdir()
-  moved = path.rename(tmp_path / 'moved')  # Teacher and all.
+  moved = path.rename(tmp_path / 'moved')  # With its teacher.
   try:
     code, out, err = _run(
       environment, tmp_path, *SHORT, '--mode=eval', f'--workdir={moved}'
@@ -171,7 +171,7 @@ def test_help_is_quick_and_light(environment, tmp_path):
     "print([name for name in ('jax', 'tensorflow', 'flax', 'orbax') "
     'if name in sys.modules])'
   )
-  said = subprocess.run(
+  process = subprocess.run(
     [sys.executable, '-c', probe],
     env=environment,
     cwd=tmp_path,
@@ -179,12 +179,12 @@ def test_help_is_quick_and_light(environment, tmp_path):
     text=True,
     check=True,
   )
-  assert said.stdout.strip() == '[]'
+  assert process.stdout.strip() == '[]'
 
 
-# All that is seen before JAX is imported, which takes seconds.
+# Errors that show before JAX is imported, which takes seconds.
 @pytest.mark.parametrize(
-  ('args', 'said'),
+  ('args', 'message'),
   [
     ((), '--config is missing'),
     (('--config=configs/none.py',), 'configs/none.py'),
@@ -201,10 +201,10 @@ def test_help_is_quick_and_light(environment, tmp_path):
     ((f'{CONFIG}:runlocal=maybe',), 'write runlocal'),
   ],
 )
-def test_wrong_flags_are_one_line(environment, tmp_path, args, said):
+def test_wrong_flags_are_one_line(environment, tmp_path, args, message):
   code, out, err = _run(environment, tmp_path, *args)
   assert code == 2
-  assert said in err
+  assert message in err
   assert err.startswith('error: ')
   assert err.count('\n') == 1
   assert out == ''
@@ -212,7 +212,7 @@ def test_wrong_flags_are_one_line(environment, tmp_path, args, said):
 
 
 def test_a_config_file_that_raises(environment, tmp_path):
-  for name, source, said in (
+  for name, source, message in (
     ('syntax', 'def get_config(:', 'invalid syntax'),
     ('boom', 'def get_config(arg=None):\n  raise OSError("boom")', 'boom'),
     ('none', 'x = 1', 'get_config'),
@@ -221,7 +221,7 @@ def test_a_config_file_that_raises(environment, tmp_path):
     file.write_text(source)
     code, _, err = _run(environment, tmp_path, f'--config={file}')
     assert code == 2, err
-    assert said in err
+    assert message in err
     assert err.count('\n') == 1, err
 
 
@@ -233,7 +233,7 @@ def test_debug_shows_the_traceback(environment, tmp_path, flag):
   assert "error: --mode is 'test'" in err.splitlines()[-1]
 
 
-# What is seen later, in this process: each would cost seconds of imports.
+# Errors that show later are tested in this process, to import JAX only once.
 
 
 @pytest.fixture(autouse=True)
@@ -241,7 +241,7 @@ def _data(monkeypatch, data_dir):
   monkeypatch.setenv('TFDS_DATA_DIR', str(data_dir))
 
 
-# ml_collections loads configs by a function that Python has deprecated.
+# ml_collections loads configs with a function that Python has deprecated.
 _old_loader = pytest.mark.filterwarnings('ignore:the load_module')
 
 
@@ -252,7 +252,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 @_old_loader
 @pytest.mark.parametrize(
-  ('args', 'code', 'said'),
+  ('args', 'code', 'message'),
   [
     ((f'{CONFIG}:method=tdd',), 2, "Did you mean 'td'?"),
     ((CONFIG, '--config.k=-1'), 2, 'config.k is -1'),
@@ -266,21 +266,21 @@ def elsewhere(tmp_path, monkeypatch):
     ((CONFIG, '--config.teacher.checkpoint=nowhere'), 65, 'config.json'),
   ],
 )
-def test_what_is_wrong_is_one_line(command, elsewhere, args, code, said):
-  del elsewhere  # The command makes its folder there.
+def test_later_errors_are_one_line(command, elsewhere, args, code, message):
+  del elsewhere  # The fixture only changes the working directory.
   got, out, err = command(*args)
   assert got == code
   errors = [line for line in err.splitlines() if line.startswith('error: ')]
   assert len(errors) == 1
-  assert said in errors[0]
+  assert message in errors[0]
   assert err.splitlines()[-1] == errors[0]
   assert 'Traceback' not in err
   assert out == ''
 
 
 @_old_loader
-def test_a_bad_genre_leaves_nothing_that_stops_a_good_one(command, tmp_path):
-  """The folder must be free for the command that mends it."""
+def test_a_bad_genre_leaves_the_folder_free(command, tmp_path):
+  """The corrected command must be able to use the same folder."""
   path = tmp_path / 'run'
   where = f'--workdir={path}'
   code, _, _ = command(f'{CONFIG}:genre=Warr,method=scratch', where)
@@ -293,7 +293,7 @@ def test_a_bad_genre_leaves_nothing_that_stops_a_good_one(command, tmp_path):
 
 
 def test_sigterm_to_the_command(environment, tmp_path):
-  """Saved, 75, and one line; then the same command goes on."""
+  """The run saves and exits with 75 and one line."""
   args = (
     f'{CONFIG}:runlocal,method=scratch',
     f'--workdir={tmp_path / "run"}',
@@ -326,7 +326,7 @@ def test_a_full_disk_is_one_line(environment, disk, tmp_path):
     tmp_path,
     f'{CONFIG}:runlocal,method=scratch',
     f'--workdir={disk / "run"}',
-    '--config.model.hidden=(600,600)',  # 1.4 MB, and as much for each moment.
+    '--config.model.hidden=(600,600)',  # 1.4 MB, and twice that for AdamW.
   )
   assert code == 74, err
   assert out == ''
@@ -337,7 +337,7 @@ def test_a_full_disk_is_one_line(environment, disk, tmp_path):
   assert not (disk / 'run' / 'results.json').exists()
 
 
-def test_a_damaged_checkpoint_is_told(done, environment, tmp_path):
+def test_a_damaged_checkpoint_is_reported(done, environment, tmp_path):
   (path,) = (done[0] / 'runs').iterdir()
   copy = shutil.copytree(path, tmp_path / 'run')
   (copy / 'checkpoints' / '20' / 'best' / 'manifest.ocdbt').write_text('')

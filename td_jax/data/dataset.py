@@ -91,7 +91,7 @@ class Records:
     return examples
 
   def prefetch(self, ids: np.ndarray) -> None:
-    """Starts to load what a later `read` of `ids` [b] needs, if that is slow."""
+    """Starts to load what reading `ids` [b] will need, if that is slow."""
     self._reader.prefetch((ids + self._start).tolist())
 
   def name(self, number: int) -> str:
@@ -120,5 +120,5 @@ def _clip(shards: Sequence[int], start: int, stop: int) -> tuple[int, ...]:
   ends = np.cumsum(shards)
   begins = ends - shards
   inside = np.minimum(ends, stop) - np.maximum(begins, start)
-  # Shards outside the slice remain, as 0: positions stay those of the files.
+  # A shard outside the slice remains as 0, since shards go by position.
   return tuple(np.maximum(inside, 0).tolist())

@@ -299,7 +299,7 @@ class Stream:
       ahead = self._positions(int(step) + self._prefetch, self._columns)
       self._records.prefetch(ahead.ids)
     examples = self._records.read(here.ids)
-    # Of objects, because an array of bytes strips zeros at their ends.
+    # dtype=object, because an array of bytes strips trailing zeros.
     images = np.array([example.image for example in examples], object)
     labels = np.array([example.label for example in examples], np.int32)
     return images, here.draws, labels, here.mask

@@ -91,7 +91,7 @@ def load_columns(
 
 
 def balanced(labels: np.ndarray, limit: int, *, seed: int) -> np.ndarray:
-  """Selects `limit` examples with the classes as evenly represented as possible.
+  """Selects `limit` examples, as evenly from the classes as possible.
 
   Each class is permuted by `seed`; then the classes take turns. The selection
   of a limit therefore contains those of all smaller limits.
@@ -192,7 +192,8 @@ def _allocate(count: int, image: np.ndarray, title: str) -> np.ndarray:
   if size > _MAX_BYTES:
     raise errors.DataError(
       f'{title} takes {size / 2**30:.1f} GiB of memory, more than'
-      f" {_MAX_BYTES >> 30}: it has to be streamed (config.data.memory='stream')."
+      f' {_MAX_BYTES >> 30}: it has to be streamed'
+      " (config.data.memory='stream')."
     )
   return np.empty((count, *image.shape), np.uint8)
 

@@ -50,7 +50,7 @@ class Order(NamedTuple):
 def order(
   *, seed: int, shards: tuple[int, ...], batch_size: int, lanes: int
 ) -> Order:
-  """Returns an Order with the most lanes up to `lanes` that divide the batch."""
+  """Returns an Order with at most `lanes` lanes that divide the batch."""
   lanes = math.gcd(lanes, batch_size)
   shards = tuple(size for size in shards if size)
   return Order(seed, shards, batch_size, lanes)

@@ -145,6 +145,7 @@ def crop_box(
     (top, left, rows, columns), whole numbers as float [...].
   """
   ratio = aspect[0] + draws[..., 0] * (aspect[1] - aspect[0])
+  # As the width is ratio * height, area / ratio is the square of the height.
   least = xp.round(xp.sqrt(area[0] * height * width / ratio))
   most = xp.sqrt(area[1] * height * width / ratio)
   # 0.499 admits the widest box that still rounds to the image's width.
@@ -172,6 +173,8 @@ def _interpolation(
   centre of the i-th of `size` equal parts. A centre beyond that of the first or
   last pixel reads this pixel alone.
   """
+  # Half-pixel centres, as in TensorFlow; without the clip, crops would blend in
+  # pixels from outside the box.
   at = (jnp.arange(size) + 0.5) * (length / size) - 0.5
   at = jnp.clip(at, 0, length - 1) + start
   pixels = jnp.arange(extent, dtype=at.dtype)

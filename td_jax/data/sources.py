@@ -253,8 +253,8 @@ def _read_tfds(folder: pathlib.Path) -> Ratings:
     ratings = _collect(_columns(tfds, builder), labels)
   except Exception as error:
     raise errors.DataError(
-      f'{folder} cannot be read as {DATASET} ({errors.one_line(error)}): delete the'
-      ' folder and run again.'
+      f'{folder} cannot be read as {DATASET} ({errors.one_line(error)}):'
+      ' delete the folder and run again.'
     ) from error
   return _published(ratings, folder)
 

@@ -1,4 +1,4 @@
-"""TFDS's notation for a slice of a split: 'train', 'train[:98%]', 'test[5:9]'."""
+"""Slices of a split in TFDS's notation: 'train', 'train[:98%]', 'test[5:9]'."""
 
 from collections.abc import Mapping
 import re
@@ -25,6 +25,7 @@ def parse(spec: str, *, name: str) -> tuple[str, str | None, str | None]:
   Raises:
     errors.ConfigError: `spec` has another form.
   """
+  # A number of records or a percentage, either of them negative or absent.
   bound = r'(-?\d+(?:\.\d+)?%|-?\d+)?'
   match = re.fullmatch(rf'([\w-]+)(?:\[{bound}:{bound}\])?', spec)
   if not match:
@@ -56,6 +57,7 @@ def cut(spec: str, sizes: Mapping[str, int], *, name: str) -> Slice:
     if bound is None:
       return default
     if bound.endswith('%'):
+      # Python's round, as in TFDS: a half goes to the even number.
       value = round(float(bound[:-1]) * size / 100)
     else:
       value = int(bound)

@@ -144,7 +144,7 @@ def answers(host: str, port: int = 443, seconds: float = 3.0) -> bool:
       socket.create_connection((host, port), timeout=seconds).close()
       answered.set()
 
-  # A name lookup has no timeout of its own, so the thread may outlive this call.
+  # A name lookup has no timeout, so the thread may outlive this call.
   thread = threading.Thread(target=connect, daemon=True)
   thread.start()
   thread.join(seconds)

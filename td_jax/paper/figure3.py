@@ -30,7 +30,8 @@ from td_jax.storage import files
 from td_jax.storage import paths
 from td_jax.training import evaluate
 
-Panels = dict[str, cka.Matrix]  # {'low': [classes, classes], ...}
+# From the input to the conversation. `jax.jit` returns mappings sorted by name.
+_PANELS = ('low', 'high', 'message')
 # {teacher: {panel: (student's features [b, d], teacher's [b, d'])}}
 Features = dict[str, dict[str, tuple[jax.Array, jax.Array]]]
 
@@ -90,7 +91,9 @@ def compare(
         classes=task.model_args['classes'],
         examples=examples,
       )
-      for name, (student, other) in pairs.items()
+      for name in _PANELS
+      if name in pairs
+      for student, other in [pairs[name]]
     }
     for teacher, pairs in features.items()
   }
@@ -209,7 +212,7 @@ def _forward(
 def _first(labels: np.ndarray, real: np.ndarray, room: np.ndarray) -> list[int]:
   """Rows whose class still has room, which they take up in `room`."""
   chosen = []
-  for row in np.flatnonzero(real):
+  for row in np.flatnonzero(real).tolist():
     if room[labels[row]]:
       room[labels[row]] -= 1
       chosen.append(row)

@@ -1,4 +1,4 @@
-"""Named arrays in files, so that a later process need not compute them again."""
+"""Named arrays in files, which later processes read instead of computing."""
 
 from collections.abc import Callable
 from collections.abc import Mapping

@@ -93,7 +93,7 @@ def sha256(*parts: Any) -> str:
       digest.update(part.encode())
     elif isinstance(part, bytes):
       digest.update(part)
-    elif hasattr(part, '__array__'):  # Of NumPy or of JAX.
+    elif hasattr(part, '__array__'):  # NumPy's or JAX's.
       digest.update(np.ascontiguousarray(part).data)
     else:
       digest.update(json.dumps(part, sort_keys=True).encode())
