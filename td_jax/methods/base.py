@@ -1,8 +1,7 @@
 """The interface of a distillation method: a pair of pure functions, as in optax.
 
-init(rng, lesson) -> params            The method's own parameters, or {}.
-loss(params, lesson) -> (cost, terms)  The cost [b], and terms {name: [b]} that
-                                       are only reported.
+  init(rng, lesson) -> params            # Its own parameters, or {}.
+  loss(params, lesson) -> (cost, terms)  # [b], and {name: [b]} to report.
 """
 
 from collections.abc import Callable
