@@ -1,7 +1,7 @@
-"""Teachers: parity with published code, and files that are not as they seem.
+"""Published teachers: parity with the original code, and damaged files.
 
-`../shared/golden` holds what the original implementations answered; its README
-gives the tolerances. The faults are made here, on tiny files.
+`../shared/golden` holds the outputs of the original implementations; its
+manifest gives the tolerances. Tests of damage write tiny files of their own.
 """
 
 import functools
@@ -63,7 +63,7 @@ _RESIZED = [
   ('bigvision_a_tok', 56),
   ('hf_a_cls', 48),
 ]
-# What the files have beside states: inputs, and what is compared elsewhere.
+# Arrays of the files that are not states, or that other tests compare.
 _NOT_STATES = r'inputs|attention_\d\d|new_head_.*|pos_embedding'
 
 
@@ -90,8 +90,8 @@ def _load(name, size=32, **arguments):
   )
 
 
-def _answers(teacher, x):
-  """Everything that `teacher` computes, under the names of the files."""
+def _states(teacher, x):
+  """Every state that `teacher` computes, by its name in the files."""
   model = vit.ViT(**teacher.settings, **_RUNNING)
   run = functools.partial(model.apply, train=False, method='intermediates')
   named: Any = jax.jit(run)(teacher.variables, x)
@@ -102,26 +102,26 @@ def _answers(teacher, x):
   return named
 
 
-def _compare(name, answers, expected):
+def _compare(name, states, expected):
   near = functools.partial(
     np.testing.assert_allclose, **_manifest(name)['tolerance']
   )
   compared = 0
   for key, value in expected.items():
     if not re.fullmatch(_NOT_STATES, key):
-      near(answers[key], value, err_msg=key)
+      near(states[key], value, err_msg=key)
       compared += 1
   return compared
 
 
 @needs_golden
 @pytest.mark.parametrize('name', _CASES)
-def test_every_state_is_what_the_original_code_answered(name):
+def test_every_state_equals_that_of_the_original_code(name):
   teacher = _load(name)
   expected = _golden(name)
-  compared = _compare(name, _answers(teacher, expected['inputs']), expected)
+  compared = _compare(name, _states(teacher, expected['inputs']), expected)
   assert compared >= teacher.settings['depth'] + 3
-  told = _manifest(name)['config']
+  config = _manifest(name)['config']
   for ours, theirs in {
     'classes': ('classes', 'num_labels'),
     'width': ('width', 'hidden_size'),
@@ -131,13 +131,13 @@ def test_every_state_is_what_the_original_code_answered(name):
     'patch': ('patch', 'patch_size'),
     'eps': ('layer_norm_eps',),
   }.items():
-    found = [told[key] or 0 for key in theirs if key in told] or [0]
-    assert [teacher.settings[ours]] == found, ours
-  assert teacher.settings['gelu'] == told.get('gelu', 'exact')
-  pool = {'gap': 'mean', 'map': 'map'}.get(told.get('pool'), 'token')
+    values = [config[key] or 0 for key in theirs if key in config] or [0]
+    assert [teacher.settings[ours]] == values, ours
+  assert teacher.settings['gelu'] == config.get('gelu', 'exact')
+  pool = {'gap': 'mean', 'map': 'map'}.get(config.get('pool'), 'token')
   assert teacher.settings['pooling'] == pool
   assert bool(teacher.settings['pre_logits_width']) == (
-    'representation_size' in told or 'rep_size' in told or 'pooler' in name
+    'representation_size' in config or 'rep_size' in config or 'pooler' in name
   )
   for leaf in jax.tree.leaves(teacher.variables):
     assert leaf.dtype == np.float32
@@ -145,7 +145,7 @@ def test_every_state_is_what_the_original_code_answered(name):
 
 @needs_golden
 @pytest.mark.parametrize(('name', 'size'), _RESIZED)
-def test_other_resolutions_are_as_the_original_code_makes_them(name, size):
+def test_other_resolutions_equal_those_of_the_original_code(name, size):
   hf = name.startswith('hf_')
   expected = _golden(name, f'expected_resize{size}' if hf else _resize(size))
   teacher = _load(name, size)
@@ -154,8 +154,8 @@ def test_other_resolutions_are_as_the_original_code_makes_them(name, size):
     expected['pos_embedding'][0],
     **_manifest(name)['tolerance'],
   )
-  answers = _answers(teacher, expected['inputs'])
-  assert _compare(name, answers, expected) >= 2
+  states = _states(teacher, expected['inputs'])
+  assert _compare(name, states, expected) >= 2
 
 
 def _resize(size):
@@ -168,9 +168,9 @@ def test_a_new_head_is_zeros_until_it_is_filled(size):
   expected = _golden('vitjax_a_base', _resize(size))
   teacher = _load('vitjax_a_base', size, classes=5)
   _fill(teacher, expected['new_head_kernel'], expected['new_head_bias'])
-  answers = _answers(teacher, expected['inputs'])
+  states = _states(teacher, expected['inputs'])
   np.testing.assert_allclose(
-    answers['logits'], expected['new_head_logits'], atol=2e-5, rtol=1e-4
+    states['logits'], expected['new_head_logits'], atol=2e-5, rtol=1e-4
   )
 
 
@@ -187,14 +187,14 @@ def test_pre_logits_are_dropped_with_the_head():
   teacher = load(classes=5)
   assert teacher.settings['pre_logits_width'] == 0
   _fill(teacher, expected['head_kernel'], expected['head_bias'])
-  answers = _answers(teacher, expected['inputs'])
+  states = _states(teacher, expected['inputs'])
   for key in ('cls_token', 'logits'):
-    np.testing.assert_allclose(
-      answers[key], expected[key], atol=2e-5, rtol=1e-4
-    )
-  # As many classes as are stored: the head belonged to what was dropped.
+    np.testing.assert_allclose(states[key], expected[key], atol=2e-5, rtol=1e-4)
+  # The stored head has as many classes, but it reads the dropped pre-logits.
   assert not np.any(load(classes=11).variables['params']['head']['kernel'])
-  with pytest.raises(errors.ConfigError, match='how many classes are wanted'):
+  with pytest.raises(
+    errors.ConfigError, match='cannot be used without its pre-logits'
+  ):
     load()
 
 
@@ -208,33 +208,34 @@ def _fill(teacher, kernel, bias):
 
 @needs_golden
 @pytest.mark.parametrize('pair', ['28to48', '8to26', '7to12'])
-def test_positions_are_resized_without_the_fault_of_zoom(pair):
+def test_positions_are_resized_without_the_zero_rows_of_zoom(pair):
   with np.load(GOLDEN / 'posemb_zoom_edge_a.npz') as file:
     table, expected = (
       file[f'{pair}/pos_embedding'],
       file[f'{pair}/align_corners'],
     )
-  found = posemb.resize(
+  resized = posemb.resize(
     table[0],
     int(pair.split('to')[1]),
     rule=posemb.align_corners,
     class_row=True,
   )
-  assert found.dtype == np.float32
-  np.testing.assert_allclose(found, expected[0], rtol=0, atol=1e-6)
+  assert resized.dtype == np.float32
+  np.testing.assert_allclose(resized, expected[0], rtol=0, atol=1e-6)
 
 
 @pytest.mark.skipif(
   not (SHARED / 'teacher').is_dir(),
   reason=f'{SHARED / "teacher"} is absent; set TD_JAX_SHARED',
 )
-def test_a_real_teacher_sees_what_it_saw_elsewhere():
+def test_a_real_teacher_computes_the_states_of_hugging_face():
   teacher = pretrained.load(str(SHARED / 'teacher'), image_size=224)
   with np.load(GOLDEN / 'dinov2_teacher_224.npz') as file:
-    answers = _answers(teacher, file['inputs'])
-    found, expected = answers['encoder_norm'], file['last_hidden_state']
-  # Weights are fp16 there. Another rule for positions would miss by more.
-  np.testing.assert_allclose(found, expected, rtol=0, atol=0.1)
+    states = _states(teacher, file['inputs'])
+    expected = file['last_hidden_state']
+  # The original ran with weights in fp16. Another rule for resizing positions
+  # would differ by more than this.
+  np.testing.assert_allclose(states['encoder_norm'], expected, rtol=0, atol=0.1)
   assert teacher.settings == {
     'classes': 0,
     'width': 384,
@@ -253,7 +254,7 @@ def test_a_real_teacher_sees_what_it_saw_elsewhere():
 
 
 def test_cubic_weights_by_hand():
-  """a = -0.75: 19/32 at half a cell, -3/32 at one and a half; borders add."""
+  """With a = -0.75 a tap weighs 19/32 at 0.5 cells and -3/32 at 1.5 cells."""
   near, far = 19 / 32, -3 / 32
   np.testing.assert_array_equal(
     posemb.bicubic(4, 2),
@@ -270,22 +271,22 @@ def test_linear_weights_by_hand():
   np.testing.assert_array_equal(posemb.align_corners(3, 1), [[1, 0, 0]])
 
 
-def test_rows_and_columns_are_resized_apart():
-  """A table that tells its row and column, and a class row that stays."""
+def test_rows_and_columns_are_resized_independently():
+  """Each entry holds its own row and column; the class row must not change."""
   cells = [[10.0 * row, column] for row in range(3) for column in range(3)]
-  found = posemb.resize(
+  resized = posemb.resize(
     np.array([[-1.0, -2.0], *cells]),
     5,
     rule=posemb.align_corners,
     class_row=True,
   )
-  np.testing.assert_array_equal(found[0], [-1, -2])
+  np.testing.assert_array_equal(resized[0], [-1, -2])
   np.testing.assert_array_equal(
-    found[1:].reshape(5, 5, 2)[3], [[15, 0.5 * column] for column in range(5)]
+    resized[1:].reshape(5, 5, 2)[3], [[15, 0.5 * column] for column in range(5)]
   )
 
 
-# Tiny files, by the names and shapes that the families have.
+# Tiny files with the names and shapes of each origin.
 W, HEADS, MLP, PATCH, GRID, CLASSES = 8, 2, 12, 4, 3, 5
 SIZE = PATCH * GRID
 
@@ -361,7 +362,7 @@ def _hf_shapes(kind, depth):
 
 
 def _fill_shapes(shapes, dtype=np.float32):
-  """Every leaf other numbers, all of which bfloat16 has."""
+  """Random numbers for every leaf, all of which bfloat16 represents exactly."""
   rng = np.random.default_rng(0)
   return {
     name: (rng.integers(1, 100, shape) / 64).astype(dtype)
@@ -375,7 +376,7 @@ def _google(depth=2, names=_OLD):
 
 @pytest.fixture
 def npz(tmp_path):
-  """npz(arrays) -> the path of a file of them."""
+  """npz(arrays) -> the path of a file that holds them."""
 
   def write(arrays, **others):
     path = tmp_path / 'teacher.npz'
@@ -413,16 +414,18 @@ def folder(tmp_path):
   return write
 
 
-def _same(one, other):
-  assert one.settings == other.settings
-  jax.tree.map(np.testing.assert_array_equal, one.variables, other.variables)
+def _same(teacher, expected):
+  assert teacher.settings == expected.settings
+  jax.tree.map(
+    np.testing.assert_array_equal, teacher.variables, expected.variables
+  )
 
 
 @pytest.mark.parametrize(
   'prefix', ['', 'params/', 'opt/target/', 'opt/target/params/']
 )
 @pytest.mark.parametrize('names', [_OLD, _LINEN])
-def test_names_of_all_times_and_prefixes_mean_the_same(npz, names, prefix):
+def test_names_of_all_versions_and_prefixes_load_the_same(npz, names, prefix):
   plain = pretrained.load(npz(_google()), image_size=SIZE)
   # The same numbers under other names, in the same order.
   arrays = dict(zip(_google_shapes(2, names), _google().values(), strict=True))
@@ -436,7 +439,7 @@ def test_names_of_all_times_and_prefixes_mean_the_same(npz, names, prefix):
       pretrained.load(npz(arrays), image_size=SIZE)
 
 
-def test_ten_blocks_are_in_the_order_of_their_numbers(npz):
+def test_eleven_blocks_are_ordered_by_number(npz):
   arrays = _google(depth=11)
   for i in range(11):
     arrays[f'Transformer/encoderblock_{i}/LayerNorm_0/bias'][:] = i
@@ -451,9 +454,9 @@ def test_ten_blocks_are_in_the_order_of_their_numbers(npz):
 def test_weights_become_float32(npz, dtype):
   plain = pretrained.load(npz(_google()), image_size=SIZE)
   stored = {name: value.astype(dtype) for name, value in _google().items()}
-  found = pretrained.load(npz(stored), image_size=SIZE)
-  _same(found, plain)
-  assert {leaf.dtype for leaf in jax.tree.leaves(found.variables)} == {
+  teacher = pretrained.load(npz(stored), image_size=SIZE)
+  _same(teacher, plain)
+  assert {leaf.dtype for leaf in jax.tree.leaves(teacher.variables)} == {
     np.dtype(np.float32)
   }
 
@@ -463,10 +466,10 @@ def test_weights_become_float32(npz, dtype):
 def test_hugging_face_layouts(folder, kind, dtype):
   arrays = _fill_shapes(_hf_shapes(kind, 2), dtype)
   arrays['embeddings.mask_token'] = np.zeros((1, W), dtype)
-  found = pretrained.load(folder(kind, arrays), image_size=SIZE)
-  assert found.settings['eps'] == 1e-5
-  assert found.settings['layer_scale'] == (kind == 'dinov2')
-  params = found.variables['params']
+  teacher = pretrained.load(folder(kind, arrays), image_size=SIZE)
+  assert teacher.settings['eps'] == 1e-5
+  assert teacher.settings['layer_scale'] == (kind == 'dinov2')
+  params = teacher.variables['params']
   kernel = arrays['embeddings.patch_embeddings.projection.weight']
   np.testing.assert_array_equal(
     params['embed']['patches']['kernel'].reshape(PATCH, PATCH, 3, W)[1, 2, 0],
@@ -485,19 +488,19 @@ def test_hugging_face_layouts(folder, kind, dtype):
       )
 
 
-def test_the_head_of_dinov2_sees_token_and_mean(folder):
+def test_the_head_of_dinov2_reads_token_and_mean(folder):
   shapes = {f'dinov2.{k}': v for k, v in _hf_shapes('dinov2', 2).items()}
   shapes |= {'classifier.weight': (3, 2 * W), 'classifier.bias': (3,)}
   path = folder(
     'dinov2', _fill_shapes(shapes), id2label={'0': 'a', '1': 'b', '2': 'c'}
   )
-  found = pretrained.load(path, image_size=SIZE)
-  assert found.settings['pooling'] == 'token_and_mean'
-  assert found.settings['classes'] == 3
-  assert found.variables['params']['head']['kernel'].shape == (2 * W, 3)
+  teacher = pretrained.load(path, image_size=SIZE)
+  assert teacher.settings['pooling'] == 'token_and_mean'
+  assert teacher.settings['classes'] == 3
+  assert teacher.variables['params']['head']['kernel'].shape == (2 * W, 3)
 
 
-def test_heads_are_kept_unless_other_classes_are_wanted(npz, folder):
+def test_a_head_is_replaced_only_if_the_classes_differ(npz, folder):
   stored = _google()['head/kernel']
   load = functools.partial(pretrained.load, npz(_google()), image_size=SIZE)
   for teacher in (load(), load(classes=CLASSES)):
@@ -513,18 +516,19 @@ def test_heads_are_kept_unless_other_classes_are_wanted(npz, folder):
   assert 'head' not in load(classes=0).variables['params']
   path = folder('dinov2', _fill_shapes(_hf_shapes('dinov2', 2)))
   assert pretrained.load(path, image_size=SIZE).settings['classes'] == 0
-  found = pretrained.load(path, image_size=SIZE, classes=4)
-  assert found.variables['params']['head']['kernel'].shape == (W, 4)
+  teacher = pretrained.load(path, image_size=SIZE, classes=4)
+  assert teacher.variables['params']['head']['kernel'].shape == (W, 4)
 
 
-def _refused(path, *said, error: Any = errors.DataError, **arguments: Any):
+def _refused(path, *texts, error: Any = errors.DataError, **arguments: Any):
+  """Asserts that loading raises an error whose message has all `texts`."""
   arguments = {'image_size': SIZE} | arguments
   with pytest.raises(error) as caught:
     pretrained.load(path, **arguments)
   message = str(caught.value)
   assert '\n' not in message
-  for words in said:
-    assert words in message
+  for text in texts:
+    assert text in message
 
 
 _BLOCK_1 = 'Transformer/encoderblock_1/'
@@ -534,10 +538,10 @@ def test_a_missing_block_is_not_renumbered(npz):
   arrays = _google(depth=3)
   without = {k: v for k, v in arrays.items() if not k.startswith(_BLOCK_1)}
   _refused(npz(without), f'leaf {_BLOCK_1}', 'as nothing and expected as [')
-  # A number that is far off neither hangs nor passes.
+  # A huge number of a block is refused without looping over it.
   far = {k.replace('block_2', 'block_999999999'): v for k, v in arrays.items()}
   _refused(npz(far), '1000000000 blocks cannot be stored')
-  # The last one is missed only where its number is known.
+  # A missing last block is noticed only if the depth is expected.
   last = {k: v for k, v in arrays.items() if 'encoderblock_2' not in k}
   assert pretrained.load(npz(last), image_size=SIZE).settings['depth'] == 2
   _refused(
@@ -551,17 +555,17 @@ def test_a_missing_block_is_not_renumbered(npz):
 @pytest.mark.parametrize(
   'name', sorted(_google_shapes(1, _OLD)), ids=lambda name: name.split('/')[-1]
 )
-def test_every_leaf_is_needed(npz, name):
+def test_every_missing_leaf_is_named(npz, name):
   arrays = _google()
   del arrays[name]
   if name == 'cls':
-    # Then the table has a row too many.
+    # Without a class token the table has one row too many.
     _refused(npz(arrays), 'pos_embedding is stored as [1, 10, 8]', '[1, 9, 8]')
   else:
     _refused(npz(arrays), f'leaf {name}', 'stored as nothing')
 
 
-def test_surplus_and_misshapen_leaves_are_named(npz):
+def test_unexpected_and_misshapen_leaves_are_named(npz):
   _refused(
     npz(_google() | {f'{_BLOCK_1}extra': np.zeros(3)}),
     f'leaf {_BLOCK_1}extra is stored as [3] and expected as nothing',
@@ -574,7 +578,7 @@ def test_surplus_and_misshapen_leaves_are_named(npz):
 
 
 @pytest.mark.parametrize(
-  ('expected', 'said'),
+  ('expected', 'texts'),
   [
     ({'width': 16}, ['leaf Transformer/encoderblock_0/', '[2, 4]', '[2, 8]']),
     ({'depth': 4}, ['leaf Transformer/encoderblock_3/', 'as nothing and']),
@@ -589,11 +593,11 @@ def test_surplus_and_misshapen_leaves_are_named(npz):
     ({'position': 'sincos2d'}, ['posembed_input/pos_embedding', 'as nothing']),
   ],
 )
-def test_another_network_than_is_expected_is_named(npz, expected, said):
-  _refused(npz(_google(depth=3)), *said, expected=expected)
+def test_the_difference_to_the_expected_network_is_named(npz, expected, texts):
+  _refused(npz(_google(depth=3)), *texts, expected=expected)
 
 
-def test_what_agrees_passes(npz):
+def test_settings_that_agree_are_accepted(npz):
   expected = {'width': W, 'depth': 2, 'gelu': 'tanh', 'split': (1, 2)}
   path = npz(_google())
   pretrained.load(path, image_size=SIZE, expected=expected)
@@ -612,24 +616,30 @@ def test_fixed_positions_must_be_expected(npz):
     for name, value in _fill_shapes(_google_shapes(2, _LINEN)).items()
     if 'pos_embedding' not in name
   }
-  _refused(npz(arrays), "expect position='sincos2d'")
-  found = pretrained.load(
+  _refused(npz(arrays), "set position='sincos2d'")
+  teacher = pretrained.load(
     npz(arrays), image_size=SIZE, expected={'position': 'sincos2d'}
   )
-  assert found.settings['class_token'] == 'after'
-  assert 'position' not in found.variables['params']['embed']
+  assert teacher.settings['class_token'] == 'after'
+  assert 'position' not in teacher.variables['params']['embed']
 
 
 @pytest.mark.parametrize(
-  ('changes', 'said'),
+  ('changes', 'message'),
   [
-    ({'model_type': 'swin'}, "model_type is 'swin'; of Hugging Face, vit and"),
-    ({'hidden_act': 'relu'}, "hidden_act is 'relu', which is none of: gelu"),
+    (
+      {'model_type': 'swin'},
+      "model_type is 'swin'; of Hugging Face models only vit",
+    ),
+    ({'hidden_act': 'relu'}, "hidden_act is 'relu'; only gelu, gelu_new"),
     ({'qkv_bias': False}, 'qkv_bias is False; only True'),
     ({'use_swiglu_ffn': True}, 'use_swiglu_ffn is True; only False'),
-    ({'hidden_size': None}, 'hidden_size is None'),
-    ({'hidden_size': '8'}, "hidden_size is '8'"),
-    ({'num_hidden_layers': True}, 'num_hidden_layers is True'),
+    ({'hidden_size': None}, 'hidden_size is None; it must be of type int'),
+    ({'hidden_size': '8'}, "hidden_size is '8'; it must be of type int"),
+    (
+      {'num_hidden_layers': True},
+      'num_hidden_layers is True; it must be of type int',
+    ),
     ({'num_hidden_layers': 3}, 'leaf encoder.layer.2.'),
     ({'num_hidden_layers': 10**9}, '1000000000 blocks cannot be stored'),
     ({'num_attention_heads': 3}, 'it must be a multiple of'),
@@ -638,9 +648,9 @@ def test_fixed_positions_must_be_expected(npz):
     ({'intermediate_size': 16}, 'is stored as [12'),
   ],
 )
-def test_a_config_json_that_is_wrong_is_named(folder, changes, said):
+def test_a_wrong_field_of_config_json_is_named(folder, changes, message):
   path = folder('vit', _fill_shapes(_hf_shapes('vit', 2)), **changes)
-  _refused(path, said)
+  _refused(path, message)
 
 
 def test_hugging_face_leaves_are_accounted_for(folder):
@@ -666,18 +676,20 @@ def test_hugging_face_leaves_are_accounted_for(folder):
   )
 
 
-def test_what_is_not_there_is_said(tmp_path):
+def test_missing_and_unreadable_files_are_named(tmp_path):
   _refused(str(tmp_path / 'no.npz'), 'no.npz does not exist')
   _refused(str(tmp_path), 'config.json does not exist')
   (tmp_path / 'config.json').write_text('{"model_type": ')
   _refused(str(tmp_path), 'config.json cannot be read')
   (tmp_path / 'config.json').write_text('[' * 100_000)
   _refused(str(tmp_path), 'config.json cannot be read')
+  (tmp_path / 'config.json').write_text('[]')
+  _refused(str(tmp_path), 'config.json cannot be read: it holds a list')
   (tmp_path / 'config.json').write_text('{"model_type": "vit"}')
   _refused(str(tmp_path), 'model.safetensors does not exist')
 
 
-def test_a_remote_file_is_fetched_and_not_kept(npz, monkeypatch):
+def test_a_remote_file_is_downloaded_and_then_deleted(npz, monkeypatch):
   path = npz(_google())
   copies = []
 
@@ -690,8 +702,8 @@ def test_a_remote_file_is_fetched_and_not_kept(npz, monkeypatch):
       target.write_bytes(pathlib.Path(path).read_bytes())
 
   monkeypatch.setattr(etils.epath, 'Path', Bucket)
-  found = pretrained.load('gs://bucket/teacher.npz', image_size=SIZE)
-  _same(found, pretrained.load(path, image_size=SIZE))
+  teacher = pretrained.load('gs://bucket/teacher.npz', image_size=SIZE)
+  _same(teacher, pretrained.load(path, image_size=SIZE))
   assert not copies[0].exists()
 
   def fail(self, target):
@@ -709,7 +721,7 @@ class _Canary:
     return pathlib.Path.touch, (self.path,)
 
 
-def test_pickled_objects_are_refused_and_nothing_runs(npz, tmp_path):
+def test_pickled_objects_are_refused_and_never_run(npz, tmp_path):
   canary = tmp_path / 'canary'
   bad = np.array([_Canary(canary)], dtype=object)
   assert b'touch' in pickle.dumps(_Canary(canary))
@@ -720,12 +732,12 @@ def test_pickled_objects_are_refused_and_nothing_runs(npz, tmp_path):
 
 
 def _zip(path, members, compression=zipfile.ZIP_DEFLATED):
-  """A .npz whose members are bytes, or lists of pieces of them."""
+  """Writes a .npz whose members are bytes, or lists of chunks of bytes."""
   with zipfile.ZipFile(path, 'w', compression) as file:
-    for name, pieces in members.items():
+    for name, chunks in members.items():
       with file.open(f'{name}.npy', 'w') as member:
-        for piece in [pieces] if isinstance(pieces, bytes) else pieces:
-          member.write(piece)
+        for chunk in [chunks] if isinstance(chunks, bytes) else chunks:
+          member.write(chunk)
   return str(path)
 
 
@@ -768,21 +780,21 @@ _BOMBS = {
 
 
 @pytest.mark.parametrize('kind', _BOMBS)
-def test_bombs_are_refused_in_little_memory(tmp_path, kind):
-  pieces, said = _BOMBS[kind]
+def test_zip_bombs_are_refused_in_little_memory(tmp_path, kind):
+  chunks, message = _BOMBS[kind]
   members = {name: _npy(value) for name, value in _google().items()}
-  path = _zip(tmp_path / 'bomb.npz', members | {'head/kernel': pieces})
+  path = _zip(tmp_path / 'bomb.npz', members | {'head/kernel': chunks})
   tracemalloc.start()
   try:
-    _refused(path, said)
+    _refused(path, message)
     _, peak = tracemalloc.get_traced_memory()
   finally:
     tracemalloc.stop()
   assert peak < 100e6
 
 
-def test_a_member_that_lies_about_its_size_is_not_unpacked(tmp_path):
-  """The directory says 160 kB; 128 MiB more are there."""
+def test_a_member_larger_than_declared_is_not_unpacked(tmp_path):
+  """The archive declares 160 kB for a member that has 128 MiB more."""
   arrays = _google() | {
     'head/kernel': np.zeros((W, 5000), np.float32),
     'head/bias': np.zeros(5000, np.float32),
@@ -820,25 +832,25 @@ def test_truncated_files_are_refused(npz, folder):
       _refused(name, 'cannot be read')
 
 
-def test_a_flipped_byte_is_seen(npz):
+def test_a_flipped_byte_is_detected(npz):
   path = pathlib.Path(npz(_google()))
   whole = path.read_bytes()
   plain = pretrained.load(str(path), image_size=SIZE)
-  seen = 0
+  detected = 0
   for place in np.random.default_rng(0).integers(0, len(whole), 60):
     damaged = bytearray(whole)
     damaged[place] ^= 0x10
     path.write_bytes(damaged)
     try:
-      found = pretrained.load(str(path), image_size=SIZE)
+      teacher = pretrained.load(str(path), image_size=SIZE)
     except errors.DataError:
-      seen += 1
+      detected += 1
     else:
-      _same(found, plain)  # It was a date, or another byte of no meaning.
-  assert seen > 30
+      _same(teacher, plain)  # The byte had no meaning, such as in a date.
+  assert detected > 30
 
 
-def test_a_header_of_safetensors_that_lies_is_refused(folder):
+def test_a_wrong_header_length_of_safetensors_is_refused(folder):
   path = folder('vit', _fill_shapes(_hf_shapes('vit', 2)))
   file = pathlib.Path(path) / 'model.safetensors'
   for start in (struct.pack('<Q', 2**62), struct.pack('<Q', 2**26)):
@@ -846,7 +858,7 @@ def test_a_header_of_safetensors_that_lies_is_refused(folder):
     _refused(path, 'model.safetensors cannot be read')
 
 
-def test_names_that_climb_out_are_harmless(npz, tmp_path):
+def test_names_that_escape_the_folder_are_harmless(npz, tmp_path):
   before = {p for p in tmp_path.parent.rglob('*') if 'teacher' not in p.name}
   for name in ('../../evil', '/tmp/evil', 'a/../../evil'):
     _refused(
@@ -856,7 +868,7 @@ def test_names_that_climb_out_are_harmless(npz, tmp_path):
   assert after == before
 
 
-def test_a_name_twice_is_refused(tmp_path):
+def test_a_duplicate_name_is_refused(tmp_path):
   path = _zip(
     tmp_path / 'twice.npz', {k: _npy(v) for k, v in _google().items()}
   )
@@ -871,10 +883,10 @@ def test_a_name_twice_is_refused(tmp_path):
 def test_fortran_order_is_read(tmp_path):
   arrays = _google()
   plain = {name: _npy(value) for name, value in arrays.items()}
-  turned = {name: _npy(np.asfortranarray(v)) for name, v in arrays.items()}
-  assert turned != plain
-  one, other = (
+  fortran = {name: _npy(np.asfortranarray(v)) for name, v in arrays.items()}
+  assert fortran != plain
+  expected, teacher = (
     pretrained.load(_zip(tmp_path / f'{i}.npz', members), image_size=SIZE)
-    for i, members in enumerate((plain, turned))
+    for i, members in enumerate((plain, fortran))
   )
-  _same(one, other)
+  _same(teacher, expected)

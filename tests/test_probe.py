@@ -1,4 +1,4 @@
-"""The linear probe: its optimum by NumPy, and what it refuses."""
+"""The linear probe: its optimum in NumPy, and data that it cannot fit."""
 
 import numpy as np
 import pytest
@@ -8,16 +8,16 @@ from td_jax.models import probe
 
 
 def _task(n=60, seed=0, noise=1.0):
-  """Features of unlike scales and means, and noisy linear classes."""
+  """Features of different scales and means, and noisy linear classes."""
   rng = np.random.default_rng(seed)
   x = rng.normal(size=(n, 4))
-  right = np.random.default_rng(9).normal(size=(4, 3))
-  y = (2 * x @ right + noise * rng.gumbel(size=(n, 3))).argmax(axis=1)
+  kernel = np.random.default_rng(9).normal(size=(4, 3))
+  y = (2 * x @ kernel + noise * rng.gumbel(size=(n, 3))).argmax(axis=1)
   return (x * [0.01, 1, 5, 100] + 7).astype(np.float32), y
 
 
-def _slopes(kernel, bias, features, labels, ridge):
-  """Gradients of the penalised loss in float64, about standardised features.
+def _gradients(kernel, bias, features, labels, ridge):
+  """Gradients of the penalised loss on standardised features, in float64.
 
   (1/n) X^T (softmax(X W + b) - onehot(y)) + ridge W, with X standardised.
   """
@@ -25,9 +25,9 @@ def _slopes(kernel, bias, features, labels, ridge):
   x = (features - mean) / deviation
   weights = kernel * deviation[:, None]
   logits = x @ weights + bias + mean @ kernel
-  chances = np.exp(logits - logits.max(axis=1, keepdims=True))
-  chances /= chances.sum(axis=1, keepdims=True)
-  error = (chances - np.eye(len(bias))[labels]) / len(labels)
+  probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+  probabilities /= probabilities.sum(axis=1, keepdims=True)
+  error = (probabilities - np.eye(len(bias))[labels]) / len(labels)
   return x.T @ error + ridge * weights, error.sum(axis=0)
 
 
@@ -43,13 +43,13 @@ def test_the_gradient_is_0_at_the_solution(ridge):
   )
   assert kernel.shape == (4, 3) and bias.shape == (3,)
   assert (kernel.dtype, bias.dtype) == (np.float32, np.float32)
-  here = _slopes(
+  solution = _gradients(
     *(v.astype(np.float64) for v in (kernel, bias, features)), labels, ridge
   )
-  for slope in here:
-    assert abs(slope).max() < 5e-5
-  # So small a slope is found nowhere else.
-  weaker = _slopes(
+  for gradient in solution:
+    assert abs(gradient).max() < 5e-5
+  # A kernel 1% away has a clearly larger gradient.
+  weaker = _gradients(
     *(v.astype(np.float64) for v in (0.99 * kernel, bias, features)),
     labels,
     ridge,
@@ -61,11 +61,11 @@ def test_the_gradient_is_0_at_the_solution(ridge):
 
 
 def test_one_feature_and_two_classes_by_hand():
-  """x = -1, 1, each twice; of each pair the labels are 0, 0 and 0, 1.
+  """x = -1 twice with labels 0, 0, and x = 1 twice with labels 0, 1.
 
-  Standardised, x stays as it is. With W = (-w, w) and b = (-c, c), class 1 has
-  chance s0 = sigmoid(2 (c - w)) at -1 and s1 = sigmoid(2 (c + w)) at 1. The
-  slope along c is s0 + s1 - 1/2, that along w is s1 - s0 - 1/2 + 2 ridge w.
+  Standardising does not change x. With W = (-w, w) and b = (-c, c), class 1 has
+  probability s0 = sigmoid(2 (c - w)) at -1 and s1 = sigmoid(2 (c + w)) at 1.
+  The derivative by c is s0 + s1 - 1/2, by w it is s1 - s0 - 1/2 + 2 ridge w.
   """
   features = np.array([[-1.0], [-1.0], [1.0], [1.0]], np.float32)
   labels = np.array([0, 0, 0, 1])
@@ -85,7 +85,7 @@ def test_one_feature_and_two_classes_by_hand():
 
 
 def _clusters(n, seed):
-  """Four classes around the corners of a square of side 10, not at 0."""
+  """Four classes around the corners of a square of side 10 far from 0."""
   rng = np.random.default_rng(seed)
   labels = np.arange(n) % 4
   centres = np.array([[10, 10], [10, 20], [20, 10], [20, 20]])
@@ -93,18 +93,18 @@ def _clusters(n, seed):
   return (centres[labels] + noise).astype(np.float32), labels
 
 
-def test_separable_classes_are_told_apart():
+def test_separable_classes_are_separated():
   validation = _clusters(400, seed=1)
   kernel, bias, report = probe.fit(
     *_clusters(40, seed=0), classes=4, validation=validation
   )
   assert report['accuracy'] == report['validation_accuracy'] == 1
-  guess = (validation[0] @ kernel + bias).argmax(axis=1)
-  np.testing.assert_array_equal(guess, validation[1])
+  predictions = (validation[0] @ kernel + bias).argmax(axis=1)
+  np.testing.assert_array_equal(predictions, validation[1])
 
 
 def test_validation_chooses_the_ridge():
-  # 40 features for 60 examples: without a penalty they are learned by heart.
+  # With 40 features for 60 examples an unpenalised head overfits.
   rng = np.random.default_rng(0)
   x = rng.normal(size=(460, 40)).astype(np.float32)
   y = (x[:, 0] + rng.normal(size=460) > 0).astype(int)
@@ -112,16 +112,16 @@ def test_validation_chooses_the_ridge():
     x[:60], y[:60], classes=2, validation=(x[60:], y[60:])
   )
   tried = report['tried']
-  assert [one['ridge'] for one in tried] == list(probe.RIDGES)
-  scores = [one['validation_accuracy'] for one in tried]
+  assert [head['ridge'] for head in tried] == list(probe.RIDGES)
+  scores = [head['validation_accuracy'] for head in tried]
   assert report['validation_accuracy'] == max(scores) > scores[-1] + 0.03
   assert tried[-1]['accuracy'] == 1
-  # Of equals, the strongest.
+  # Of equally accurate heads, the one with the strongest ridge.
   assert report['ridge'] == tried[scores.index(max(scores))]['ridge']
   assert report.items() >= tried[scores.index(max(scores))].items()
 
 
-def test_a_draw_is_won_by_the_strongest():
+def test_of_equal_scores_the_strongest_ridge_wins():
   features, labels = _task(noise=0.0)
   _, _, report = probe.fit(
     features,
@@ -130,26 +130,26 @@ def test_a_draw_is_won_by_the_strongest():
     validation=(features, labels),
     ridges=[1e-4, 1e-5],
   )
-  assert [one['validation_accuracy'] for one in report['tried']] == [1, 1]
+  assert [head['validation_accuracy'] for head in report['tried']] == [1, 1]
   assert report['ridge'] == 1e-4
 
 
-def test_twice_is_the_same_bit_for_bit():
+def test_two_fits_are_bit_identical():
   runs = [
     probe.fit(*_task(), classes=3, validation=_task(seed=1)) for _ in range(2)
   ]
-  for one, other in zip(*(run[:2] for run in runs), strict=True):
-    np.testing.assert_array_equal(one, other)
+  for array, again in zip(*(run[:2] for run in runs), strict=True):
+    np.testing.assert_array_equal(array, again)
   assert runs[0][2] == runs[1][2]
 
 
-def test_a_constant_feature_says_nothing():
+def test_a_constant_feature_gets_no_weight():
   features, labels = _task()
   constant = np.concatenate(
     [features, np.full((60, 1), 0.3, np.float32)], axis=1
   )
   validation = _task(seed=1)
-  wider = np.full((60, 1), -50.0, np.float32)  # Not even where it varies.
+  wider = np.full((60, 1), -50.0, np.float32)  # Even if it varies here.
   kernel, bias, _ = probe.fit(
     constant,
     labels,
@@ -196,20 +196,26 @@ def _not_finite(features, labels, validation):
 
 
 @pytest.mark.parametrize(
-  ('change', 'said'),
+  ('change', 'message'),
   [
     (_no_class_2, 'class 2 of 3 has no example'),
     (_too_many, r'training has labels 1 \.\.\. 3, but the 3 classes are 0'),
     (_too_many_in_validation, r'validation has labels 1 \.\.\. 3'),
-    (_other_width, 'validation has 3 features an example, training 4'),
-    (_other_length, 'validation has 59 features and 60 labels'),
-    (_empty, 'validation has 0 features and 0 labels'),
-    (_not_finite, 'training has features that are not finite'),
+    (
+      _other_width,
+      'validation has 3 features per example, and training has 4',
+    ),
+    (
+      _other_length,
+      'validation has features of 59 examples and labels of 60',
+    ),
+    (_empty, 'validation has features of 0 examples and labels of 0'),
+    (_not_finite, 'training has features that are NaN or infinite'),
   ],
 )
-def test_what_cannot_be_fitted(change, said):
+def test_data_that_cannot_be_fitted_raise_an_error(change, message):
   features, labels, validation = change(*_task(), _task(seed=1))
-  with pytest.raises(errors.DataError, match=said) as e:
+  with pytest.raises(errors.DataError, match=message) as e:
     probe.fit(features, labels, classes=3, validation=validation)
   assert e.value.exit_code == 65
   assert '\n' not in str(e.value)

@@ -1,4 +1,4 @@
-"""How students start: whose layers they have, and what does not fit."""
+"""Initialising a student from its teacher, and networks that do not fit."""
 
 import functools
 from typing import Any
@@ -50,7 +50,7 @@ def _x(size=SIZE):
 
 @functools.cache
 def _variables(model, seed, size=SIZE):
-  """Every element another, whatever the network's own initialisation is."""
+  """Random variables in which no two elements are equal."""
   shapes = jax.eval_shape(
     functools.partial(model.init, train=False), jax.random.key(0), _x(size)
   )
@@ -71,24 +71,24 @@ def _start(kind, student=STUDENT, teacher=TEACHER, **sizes):
   )
 
 
-def test_the_first_n_are_the_teacher_as_far_as_they_go():
+def test_first_n_computes_the_states_of_the_teacher():
 
   def states(model, variables):
     run = jax.jit(functools.partial(model.apply, train=False))
     return run(variables, _x())[:2]
 
-  # The teacher, cut where the student is.
+  # The teacher, split where the student is.
   cut = _vit(depth=6, split=(2, 4), classes=7)
-  for found, expected in zip(
+  for state, expected in zip(
     states(STUDENT, _start('first_n')),
     states(cut, _variables(TEACHER, 2)),
     strict=True,
   ):
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(state, expected)
 
 
-def _equal(one, other):
-  jax.tree.map(np.testing.assert_array_equal, one, other)
+def _equal(tree, expected):
+  jax.tree.map(np.testing.assert_array_equal, tree, expected)
 
 
 @pytest.mark.parametrize(
@@ -101,26 +101,26 @@ def _equal(one, other):
     ('uniform', 2, [0, 5]),
   ],
 )
-def test_each_layer_comes_from_where_it_should(kind, depth, layers):
+def test_each_layer_is_copied_from_the_right_one(kind, depth, layers):
   student = _vit(depth=depth, split=(1, 2), pre_logits_width=5)
-  made = _start(kind, student)['params']
-  theirs = _variables(TEACHER, 2)['params']
-  own = _variables(student, 1)['params']
-  assert made.keys() == own.keys()
+  params = _start(kind, student)['params']
+  teacher_params = _variables(TEACHER, 2)['params']
+  own_params = _variables(student, 1)['params']
+  assert params.keys() == own_params.keys()
   for name in ('embed', 'norm'):
-    _equal(made[name], theirs[name])
+    _equal(params[name], teacher_params[name])
   for i, layer in enumerate(layers):
-    _equal(made[f'blocks_{i}'], theirs[f'blocks_{layer}'])
+    _equal(params[f'blocks_{i}'], teacher_params[f'blocks_{layer}'])
   for name in ('head', 'pre_logits'):
-    _equal(made[name], own[name])
+    _equal(params[name], own_params[name])
 
 
 def test_uniform_of_twelve():
   uniform: Any = students.INITS['uniform']
-  assert uniform(blocks=4, of=12) == [0, 4, 7, 11]
+  assert uniform(depth=4, teacher_depth=12) == [0, 4, 7, 11]
 
 
-def test_random_takes_nothing_and_needs_no_likeness():
+def test_random_copies_nothing_from_any_teacher():
   student = _vit(width=12, heads=3, gelu='exact')
   _equal(_start('random', student), _variables(student, 1))
 
@@ -130,23 +130,22 @@ def test_scanned_networks_start_the_same(scanned):
   plain = _start('uniform')
   student = _vit(scan=scanned != 'teacher')
   teacher = _vit(depth=6, split=(3, 6), classes=7, scan=scanned != 'student')
-  own, theirs = _variables(STUDENT, 1), _variables(TEACHER, 2)
-  made = students.initialise(
+  own, teachers = _variables(STUDENT, 1), _variables(TEACHER, 2)
+  variables = students.initialise(
     'uniform',
     vit.stack(own) if student.scan else own,
     student=student,
     teacher=teacher,
-    teacher_variables=vit.stack(theirs) if teacher.scan else theirs,
+    teacher_variables=vit.stack(teachers) if teacher.scan else teachers,
   )
-  _equal(made, vit.stack(plain) if student.scan else plain)
+  _equal(variables, vit.stack(plain) if student.scan else plain)
 
 
-def test_it_compiles_with_seeds_side_by_side():
+def test_it_compiles_under_vmap_over_seeds():
   keys = jax.random.split(jax.random.key(0), 2)
-  theirs = _variables(TEACHER, 2)
 
   @jax.jit
-  def start(theirs):
+  def start(teacher_variables):
     own = jax.vmap(lambda _: _variables(STUDENT, 1))(keys)
     return jax.vmap(
       lambda own: students.initialise(
@@ -154,14 +153,14 @@ def test_it_compiles_with_seeds_side_by_side():
         own,
         student=STUDENT,
         teacher=TEACHER,
-        teacher_variables=theirs,
+        teacher_variables=teacher_variables,
       )
     )(own)
 
-  made = start(theirs)
+  variables = start(_variables(TEACHER, 2))
   alone = _start('first_n')
   for seed in range(2):
-    _equal(jax.tree.map(lambda leaf, s=seed: leaf[s], made), alone)
+    _equal(jax.tree.map(lambda leaf, s=seed: leaf[s], variables), alone)
 
 
 @pytest.mark.parametrize(
@@ -179,25 +178,26 @@ def test_it_compiles_with_seeds_side_by_side():
   ],
 )
 @pytest.mark.parametrize('kind', ['first_n', 'uniform'])
-def test_what_does_not_fit_is_named(kind, changes, message):
+def test_a_setting_that_does_not_fit_is_named(kind, changes, message):
   with pytest.raises(errors.ConfigError) as caught:
     _start(kind, _vit(**changes))
   assert message in str(caught.value)
   assert "'random'" in str(caught.value)
 
 
-def test_layer_scales_that_start_elsewhere_fit():
+def test_initial_layer_scales_may_differ():
   student = _vit(layer_scale=0.1)
-  made = _start('first_n', student, _vit(depth=6, layer_scale=1.0))
-  assert 'attention_scale' in made['params']['blocks_0']
+  variables = _start('first_n', student, _vit(depth=6, layer_scale=1.0))
+  assert 'attention_scale' in variables['params']['blocks_0']
 
 
 def test_images_of_another_size_do_not_fit():
   with pytest.raises(errors.ConfigError) as caught:
     _start('first_n', size=12)
-  assert "positions are (5, 8) and the teacher's (10, 8)" in str(caught.value)
+  message = "position table has shape (5, 8) and the teacher's (10, 8)"
+  assert message in str(caught.value)
 
 
-def test_an_unknown_kind_is_refused():
+def test_an_unknown_kind_raises_an_error():
   with pytest.raises(errors.ConfigError, match="Did you mean 'first_n'"):
     _start('first_m')

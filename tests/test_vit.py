@@ -1,6 +1,6 @@
-"""The ViT: its parts at every split, its variants, and NumPy beside it.
+"""The ViT: its parts at every split, its variants, and parity with NumPy.
 
-Published networks are compared with in test_pretrained.py.
+test_pretrained.py compares it with published networks.
 """
 
 import functools
@@ -25,7 +25,7 @@ from td_jax.models import vit
 
 B, SIZE, PATCH, WIDTH, DEPTH, CLASSES = 2, 12, 4, 8, 3, 5
 TOKENS = (SIZE // PATCH) ** 2 + 1
-SPLITS = [(1, 2), (1, 3), (2, 3)]  # All there are of 3 blocks.
+SPLITS = [(1, 2), (1, 3), (2, 3)]  # All valid splits of 3 blocks.
 _SETTINGS = {
   'classes': CLASSES,
   'width': WIDTH,
@@ -71,14 +71,14 @@ def _shapes(model):
 
 
 @functools.cache
-def _made(model):
+def _initial(model):
   init = functools.partial(model.init, train=False)
   return dict(jax.jit(init)(_key(0), _x()))
 
 
 @functools.cache
 def _noisy(model):
-  """Variables of `model`, no element of which is 0."""
+  """Variables of `model` in which no element is 0."""
   rng = np.random.default_rng(1)
   return jax.tree.map(
     lambda leaf: jnp.asarray(
@@ -105,7 +105,7 @@ def _apply(model, variables, x, method=None, seed=None):
 
 @pytest.mark.parametrize('scan', [False, True])
 @pytest.mark.parametrize('cut', SPLITS)
-def test_the_parts_make_the_whole_at_every_split(cut, scan):
+def test_the_three_parts_compose_to_the_whole_at_every_split(cut, scan):
   model = _model(split=cut, scan=scan, **_RICH)
   loop = _noisy(_model(**_RICH))
   variables = vit.stack(loop) if scan else loop
@@ -125,12 +125,12 @@ def test_the_parts_make_the_whole_at_every_split(cut, scan):
   assert output.shape == (B, CLASSES)
   _, parts = run(variables, low, high)
   jax.tree.map(_equal, parts, (low, high, output))
-  # And it is the same network wherever it is cut, scanned or not.
+  # The network is the same wherever it is split, scanned or not.
   named = _apply(_model(**_RICH), loop, _x(), 'intermediates')
   _near(low, named[f'block_{cut[0] - 1:02d}'])
   _near(high, named[f'block_{cut[1] - 1:02d}'])
   _near(output, named['logits'])
-  # Interpreting reads the middle blocks, and nothing else does.
+  # Interpreting, and nothing else, reads the middle blocks.
   middle = [f'blocks_{i}' for i in range(*cut)]
   for changes in (set(loop['params']) - set(middle), middle):
     noisy = {
@@ -143,15 +143,15 @@ def test_the_parts_make_the_whole_at_every_split(cut, scan):
     }
     _, parts = run(vit.stack(noisy) if scan else noisy, low, high)
     same = [
-      np.array_equal(one, other)
-      for one, other in zip(parts, (low, high, output), strict=True)
+      np.array_equal(part, before)
+      for part, before in zip(parts, (low, high, output), strict=True)
     ]
     assert same == (
       [True, False, True] if changes is middle else [False, True, False]
     )
 
 
-def test_a_side_holds_one_run_of_the_network():
+def test_a_side_holds_one_forward_pass():
   model = _model(**_RICH)
   variables = _noisy(model)
 
@@ -175,8 +175,8 @@ def _in_numpy(params, x, *, heads, eps, gelu, class_token):
 
   def norm(values, layer):
     mean = values.mean(-1, keepdims=True)
-    spread = np.sqrt(values.var(-1, keepdims=True) + eps)
-    return (values - mean) / spread * layer['scale'] + layer['bias']
+    deviation = np.sqrt(values.var(-1, keepdims=True) + eps)
+    return (values - mean) / deviation * layer['scale'] + layer['bias']
 
   def activate(v):
     if gelu == 'exact':
@@ -215,8 +215,8 @@ def _in_numpy(params, x, *, heads, eps, gelu, class_token):
     block = p[f'blocks_{i}']
     scales = (block.get(f'{part}_scale', 1.0) for part in ('attention', 'mlp'))
     first, second = scales
-    heard = norm(tokens, block['attention_norm'])
-    tokens = tokens + first * attend(heard, block['attention'])
+    normed = norm(tokens, block['attention_norm'])
+    tokens = tokens + first * attend(normed, block['attention'])
     hidden = activate(
       dense(norm(tokens, block['mlp_norm']), block['mlp']['in'])
     )
@@ -233,7 +233,7 @@ def _in_numpy(params, x, *, heads, eps, gelu, class_token):
     {'eps': 0.1, 'heads': 4},
   ],
 )
-def test_it_computes_what_numpy_does(changes):
+def test_every_state_equals_that_of_numpy(changes):
   model = _model(**changes)
   variables = _noisy(model)
   p = jax.tree.map(np.asarray, variables['params'])
@@ -256,7 +256,7 @@ def test_it_computes_what_numpy_does(changes):
   _near(named['logits'], pooled @ p['head']['kernel'] + p['head']['bias'])
 
 
-def test_intermediates_are_named_in_order():
+def test_intermediates_are_in_the_order_of_computation():
   model = _model(**_RICH)
   names = []
   jax.eval_shape(
@@ -287,7 +287,7 @@ def test_intermediates_are_named_in_order():
     ('before', 'token_and_mean'),
   ],
 )
-def test_pooling_takes_what_it_says(class_token, pooling):
+def test_pooling_reads_the_right_tokens(class_token, pooling):
   rng = np.random.default_rng(0)
   encoded = jnp.asarray(rng.normal(size=(B, 4, WIDTH)), jnp.float32)
   patches = encoded if class_token == 'none' else encoded[:, 1:]
@@ -301,7 +301,7 @@ def test_pooling_takes_what_it_says(class_token, pooling):
   _near(model.apply({}, encoded, method='_pool'), expected[pooling])
 
 
-def test_without_classes_the_output_is_what_the_head_would_see():
+def test_without_classes_the_output_is_the_input_of_the_head():
   with_head = _model(**_RICH)
   variables = _noisy(with_head)
   named = _apply(with_head, variables, _x(), 'intermediates')
@@ -316,11 +316,11 @@ def test_without_classes_the_output_is_what_the_head_would_see():
 
 def test_logits_start_at_0():
   model = _model(pre_logits_width=7)
-  *_, output = _apply(model, _made(model), _x())
+  *_, output = _apply(model, _initial(model), _x())
   _equal(output, 0.0)
 
 
-def test_fixed_positions_are_no_parameter():
+def test_fixed_positions_are_not_a_parameter():
   model = _model(position='sincos2d', class_token='after')
   variables = _noisy(model)
   assert set(variables['params']['embed']) == {'patches', 'class_token'}
@@ -371,81 +371,85 @@ def _grads(model, variables, seed=None):
   return _grad(model)(variables, None if seed is None else _key(seed))
 
 
-def _kept(model, variables):
-  """Elements that the forward pass keeps for the backward pass."""
+def _residual_size(model, variables):
+  """Elements that the forward pass stores for the backward pass."""
   pullback = jax.eval_shape(
     lambda v: jax.vjp(lambda v: _loss(model, v, None), v)[1], variables
   )
   return sum(leaf.size for leaf in jax.tree.leaves(pullback))
 
 
-def test_gradients_are_the_same_scanned_and_rematerialised():
+def test_scan_and_remat_do_not_change_gradients():
   model = functools.partial(_model, layer_scale=0.5, depth=2)
   variables = _noisy(model())
   loop = _grads(model(), variables)
   near = functools.partial(_near, rtol=1e-4)
   jax.tree.map(near, _grads(model(remat=True), variables), loop)
-  again = _grads(model(remat=True, scan=True), vit.stack(variables))
-  jax.tree.map(near, vit.unstack(again), loop)
+  scanned = _grads(model(remat=True, scan=True), vit.stack(variables))
+  jax.tree.map(near, vit.unstack(scanned), loop)
 
 
 @pytest.mark.parametrize('scan', [False, True])
-def test_rematerialised_blocks_keep_less(scan):
+def test_rematerialised_blocks_store_less(scan):
   model, remat = _model(scan=scan), _model(scan=scan, remat=True)
   variables = _shapes(model)
-  assert _kept(remat, variables) < 0.7 * _kept(model, variables)
+  plain = _residual_size(model, variables)
+  assert _residual_size(remat, variables) < 0.7 * plain
 
 
-def test_every_block_starts_with_other_weights():
-  kernels = _made(_model(scan=True))['params']['blocks']['mlp']['in']['kernel']
+def test_every_block_starts_with_different_weights():
+  variables = _initial(_model(scan=True))
+  kernels = variables['params']['blocks']['mlp']['in']['kernel']
   assert np.any(kernels[0] != kernels[1])
-  # Xavier's limit for one block, not for the stack.
+  # Xavier's limit of one block; it would be smaller for the stack.
   limit = math.sqrt(6 / (WIDTH + _SETTINGS['mlp_width']))
   assert 0.8 * limit < np.abs(kernels).max() <= limit
 
 
 @pytest.mark.parametrize(('scan', 'remat'), [(False, True), (True, False)])
-def test_dropout_is_for_training_only(scan, remat):
+def test_dropout_applies_in_training_only(scan, remat):
   model = _model(scan=scan, remat=remat, dropout=0.5, layer_scale=0.5)
   loop = _noisy(_model(layer_scale=0.5))
   variables = vit.stack(loop) if scan else loop
   plain = _apply(_model(layer_scale=0.5), loop, _x())
   jax.tree.map(_near, _apply(model, variables, _x()), plain)
-  one, two, again = (_apply(model, variables, _x(), seed=s) for s in (0, 1, 0))
+  first, other, again = (
+    _apply(model, variables, _x(), seed=s) for s in (0, 1, 0)
+  )
   for i in range(3):
-    _equal(one[i], again[i])
-    assert np.any(one[i] != plain[i])
-    assert np.any(one[i] != two[i])
+    _equal(first[i], again[i])
+    assert np.any(first[i] != plain[i])
+    assert np.any(first[i] != other[i])
 
 
-def test_dropout_falls_on_embeddings_and_in_mlps():
+def test_dropout_applies_to_embeddings_and_in_mlps():
   model = _model(dropout=0.5, split=(1, 2))
   params = _noisy(_model())['params']
   params |= {
     f'blocks_{i}': jax.tree.map(jnp.zeros_like, params['blocks_0'])
     for i in range(DEPTH)
   }
-  # Block 1 adds nothing, so low is what dropout left of the embeddings.
+  # Block 1 adds nothing, so low is the embeddings after dropout.
   low, _, _ = _apply(model, {'params': params}, _x(), seed=0)
   named = _apply(_model(), {'params': params}, _x(), 'intermediates')
   factor = low / named['embedded']
   assert set(np.unique(np.round(factor, 5)).tolist()) == {0.0, 2.0}
   assert 0.35 < np.mean(factor == 0) < 0.65
-  # Block 2 adds, to all of a token, the sum of 12 hidden units of 1 each.
+  # Block 2 adds the sum of 12 hidden units of 1 to every feature of a token.
   mlp = params['blocks_1']['mlp']
-  one = float(jax.nn.gelu(1.0, approximate=False))
+  active = float(jax.nn.gelu(1.0, approximate=False))
   mlp['in']['bias'] = jnp.ones(12)
-  mlp['out']['kernel'] = jnp.full((12, WIDTH), 1 / one)
+  mlp['out']['kernel'] = jnp.full((12, WIDTH), 1 / active)
   low = jnp.zeros((B, TOKENS, WIDTH))
   high = _apply(model, {'params': params}, low, 'interpret', seed=0)
-  units = np.round(np.unique(high) / 4, 4)  # Each counts 2 x 2, or nothing.
+  units = np.round(np.unique(high) / 4, 4)  # A unit adds 2 x 2, or 0.
   np.testing.assert_array_equal(units, np.round(units))
   assert len(units) > 3
 
 
 @pytest.mark.parametrize('scan', [False, True])
-def test_dropout_falls_elsewhere_in_every_block(scan):
-  """Blocks that are equal, on an input of zeros: only the noise differs."""
+def test_dropout_differs_between_blocks(scan):
+  """With equal blocks and an input of zeros only the noise can differ."""
   model = _model(scan=scan, dropout=0.5, split=(1, 3))
   block = jax.tree.map(jnp.zeros_like, _noisy(_model())['params']['blocks_0'])
   block['attention']['out']['bias'] += 1.0
@@ -457,7 +461,7 @@ def test_dropout_falls_elsewhere_in_every_block(scan):
     variables = vit.stack(variables)
   low = jnp.zeros((B, TOKENS, WIDTH))
   high = _apply(model, variables, low, 'interpret', seed=0)
-  # Two blocks add 0 or 2 each: with the same noise no sum would be 2.
+  # Each of two blocks adds 0 or 2. With the same noise no sum would be 2.
   assert set(np.unique(high).tolist()) == {0.0, 2.0, 4.0}
 
 
@@ -468,29 +472,29 @@ def test_dropout_falls_elsewhere_in_every_block(scan):
     {'dtype': 'bfloat16', 'scan': True, 'remat': True, 'layer_scale': 1e-5},
   ],
 )
-def test_gradients_are_finite_and_reach_everything(changes):
+def test_gradients_are_finite_and_reach_every_parameter(changes):
   model = _model(dropout=0.1, depth=2, **changes)
   grads = _grads(model, _noisy(model), seed=3)['params']
   for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     assert np.all(np.isfinite(leaf)), name
-    # A bias of keys shifts all scores of a query alike.
+    # The bias of keys shifts all scores of a query alike, so softmax ignores it.
     assert np.any(leaf != 0) or name.endswith('key/bias'), name
 
 
 def _inputs(jaxpr):
-  """[(primitive, dtypes of its inputs)] of a jaxpr and those inside."""
-  found = []
+  """[(primitive, dtypes of its inputs)] of a jaxpr and all inner jaxprs."""
+  inputs = []
   for equation in jaxpr.eqns:
     dtypes = {var.aval.dtype.name for var in equation.invars}
-    found.append((equation.primitive.name, dtypes))
+    inputs.append((equation.primitive.name, dtypes))
     for inner in jax.extend.core.jaxprs_in_params(equation.params):
-      found += _inputs(inner)
-  return found
+      inputs += _inputs(inner)
+  return inputs
 
 
 @pytest.mark.parametrize('scan', [False, True])
-def test_bfloat16_computes_in_it_and_answers_in_float32(scan):
+def test_bfloat16_blocks_return_float32(scan):
   exact, half = (
     _model(dtype=dtype, scan=scan, layer_scale=0.5)
     for dtype in ('float32', 'bfloat16')
@@ -502,44 +506,44 @@ def test_bfloat16_computes_in_it_and_answers_in_float32(scan):
   jaxpr = jax.make_jaxpr(functools.partial(half.apply, train=False))(
     variables, _x()
   )
-  found = _inputs(jaxpr.jaxpr)
-  *blocks, head = [dtypes for name, dtypes in found if name == 'dot_general']
+  inputs = _inputs(jaxpr.jaxpr)
+  *blocks, head = [dtypes for name, dtypes in inputs if name == 'dot_general']
   assert head == {'float32'}
   assert len(blocks) > 8
   assert all(dtypes == {'bfloat16'} for dtypes in blocks)
-  # Softmax, and means and variances.
+  # Softmax, means and variances are float32.
   for primitive in ('exp', 'reduce_sum', 'rsqrt'):
-    dtypes = [dtypes for name, dtypes in found if name == primitive]
+    dtypes = [dtypes for name, dtypes in inputs if name == primitive]
     assert dtypes
     assert all(each == {'float32'} for each in dtypes), primitive
-  added = [d for name, d in found if name == 'add' and 'bfloat16' in d]
-  assert len(added) > 8  # What goes from block to block, too.
-  for one, other in zip(
+  added = [d for name, d in inputs if name == 'add' and 'bfloat16' in d]
+  assert len(added) > 8  # The residual stream is bfloat16 too.
+  for expected, value in zip(
     _apply(exact, variables, _x()), _apply(half, variables, _x()), strict=True
   ):
-    assert one.dtype == other.dtype == jnp.float32
-    error = np.sqrt(np.mean((one - other) ** 2) / np.mean(one**2))
-    # 8 bits of a mantissa, over some tens of roundings.
+    assert expected.dtype == value.dtype == jnp.float32
+    error = np.sqrt(np.mean((expected - value) ** 2) / np.mean(expected**2))
+    # A mantissa of 8 bits, rounded some tens of times.
     assert 1e-4 < error < 0.02
 
 
-def test_seeds_run_side_by_side():
+def test_seeds_under_vmap_equal_single_runs():
   model = _model(dropout=0.5, layer_scale=0.5)
   keys = jax.random.split(_key(0), 2)
-  one = _noisy(_model(layer_scale=0.5))
-  seeds = [one, jax.tree.map(lambda leaf: -leaf, one)]
+  first = _noisy(_model(layer_scale=0.5))
+  seeds = [first, jax.tree.map(lambda leaf: -leaf, first)]
   both = jax.tree.map(lambda *leaves: jnp.stack(leaves), *seeds)
   run = _compiled(model, None, True)
   outputs = jax.jit(jax.vmap(run, in_axes=(0, None, 0)))(both, _x(), keys)
   for seed in range(2):
     alone = run(seeds[seed], _x(), keys[seed])
-    for found, expected in zip(outputs, alone, strict=True):
-      _near(found[seed], expected, atol=1e-5)
+    for values, expected in zip(outputs, alone, strict=True):
+      _near(values[seed], expected, atol=1e-5)
 
 
-def test_networks_of_two_widths_talk():
+def test_networks_of_different_widths_can_talk():
   student, teacher = _model(depth=2), _model(depth=2, width=12, heads=3)
-  theirs = _noisy(teacher)
+  teacher_variables = _noisy(teacher)
   method = talking.talking(
     weights=talking.Weights(interact=1.0, message=1.0, state=1.0),
     hidden=6,
@@ -553,7 +557,7 @@ def test_networks_of_two_widths_talk():
   def lesson(variables):
     return base.Lesson(
       student=split.side(student, variables, _x()),
-      teachers={'teacher': split.side(teacher, theirs, _x())},
+      teachers={'teacher': split.side(teacher, teacher_variables, _x())},
       batch=types.Batch(x=_x(), y=jnp.zeros(B, int), mask=jnp.ones(B)),
       step=jnp.int32(0),
       rng=_key(3),
@@ -575,7 +579,7 @@ def test_networks_of_two_widths_talk():
 @pytest.mark.parametrize(
   'cut', [(0, 1), (1, 1), (2, 1), (1, 4), (3, 4), (-1, 2)]
 )
-def test_other_splits_are_refused_with_the_valid_range(cut):
+def test_invalid_splits_raise_an_error_with_the_valid_range(cut):
   with pytest.raises(errors.ConfigError, match='1 <= l < h <= 3') as caught:
     _shapes(_model(split=cut))
   assert str(caught.value).startswith(f'model.split is {cut}; a split')
@@ -591,16 +595,16 @@ def test_other_splits_are_refused_with_the_valid_range(cut):
     ({'dtype': 'float16'}, 'one of: bfloat16, float32.'),
     ({'heads': 3}, 'model.width is 8; it must be a multiple of model.heads, 3'),
     ({'depth': 0}, 'model.depth is 0; it must be at least 1.'),
-    ({'dropout': 1.0}, 'model.dropout is 1.0; a rate must be'),
+    ({'dropout': 1.0}, 'model.dropout is 1.0; a rate must be at least 0 and'),
     (
       {'class_token': 'none'},
       "model.pooling is 'token', but model.class_token",
     ),
     ({'position': 'sincos2d'}, "take 'after'"),
-    ({'patch': 5}, 'images are 12 x 12 pixels; both must be multiples of the'),
+    ({'patch': 5}, 'images are 12 x 12 pixels; both sides must be'),
   ],
 )
-def test_settings_that_cannot_work_are_refused(changes, message):
+def test_settings_that_cannot_work_raise_an_error(changes, message):
   with pytest.raises(errors.ConfigError) as caught:
     _shapes(_model(**changes))
   assert message in str(caught.value)
@@ -611,6 +615,6 @@ def test_a_config_is_checked_against_the_images():
   with pytest.raises(errors.ConfigError) as caught:
     vit.check('config.model', _model(), {'image_size': SIZE + 1})
   assert str(caught.value) == (
-    'config.model.patch is 4, but config.data.size is 13; the size must be a '
-    'multiple of the patch.'
+    'config.model.patch is 4, which does not divide config.data.size, 13; make '
+    'config.data.size a multiple of the patch.'
   )

@@ -33,7 +33,7 @@ class Architecture(NamedTuple):
   # (settings, inputs) -> the token axes of its states, () or (t,).
   tokens: Callable[[Any, Mapping[str, Any]], tuple[int, ...]]
   # Loads published weights, if somebody publishes any for this network.
-  load_published: Callable[..., pretrained.Pretrained] | None = None
+  load_published: Callable[..., pretrained.Teacher] | None = None
   # Initialises a student with layers of its teacher, see `students`.
   initialise: Callable[..., Mapping[str, Any]] | None = None
 
@@ -43,7 +43,7 @@ NETWORKS: dict[str, Architecture] = {
   'vit': Architecture(
     vit.ViT,
     vit.check,
-    vit.tokens,
+    vit.token_axes,
     load_published=pretrained.load,
     initialise=students.initialise,
   ),

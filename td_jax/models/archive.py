@@ -1,8 +1,9 @@
-"""Reading arrays out of files of unknown origin, by name.
+"""Reads named arrays from files of unknown origin.
 
-Shapes are told before any data are read, nothing that is stored is ever
-executed or written to disk under a stored name, and what a damaged or hostile
-file declares is checked against its size before memory is given to it.
+Shapes are known before any data are read. Nothing that is stored is ever
+executed, or written to disk under a stored name. The sizes that a damaged or
+hostile file declares are checked against its real size before memory is
+allocated for them.
 """
 
 import collections
@@ -22,114 +23,126 @@ import safetensors
 
 from td_jax import errors
 
-# Weights shrink by a few per cent, and a head of zeros to nothing: an archive
-# that grows more than this is a bomb.
-_GROWTH = 16
-_SMALL = 2**25  # Bytes that any archive may hold.
-_HEAD = 2**14  # Bytes that the header of an array fits into.
-_BFLOAT16 = np.dtype('V2')  # What NumPy makes of it in a file.
+# Compression shrinks weights by a few per cent, and only a head of zeros to
+# almost nothing. An archive that unpacks to more than this is a zip bomb.
+_MAX_GROWTH = 16
+_ALWAYS_ALLOWED = 2**25  # Bytes that any archive may unpack to.
+_MAX_HEADER = 2**14  # Bytes of an array's header that are read.
+_BFLOAT16 = np.dtype('V2')  # NumPy's files store bfloat16 as this dtype.
 
 
 class Archive(NamedTuple):
   """Named arrays in an open file."""
 
-  path: str
+  path: str  # The name of the file in messages.
   shapes: dict[str, tuple[int, ...]]
-  read: Callable[[str], np.ndarray]  # float32, of the shape told.
+  # name -> the array as float32; raises a DataError if it is damaged.
+  read: Callable[[str], np.ndarray]
 
 
 @contextlib.contextmanager
 def local(path: str) -> Iterator[pathlib.Path]:
-  """A file on this machine with the contents of `path`, which may be gs://.
+  """A local file with the contents of `path`, which may be gs://.
 
   Raises:
-    errors.DataError: there is none, or it can't be reached.
+    errors.DataError: there is no such file, or it cannot be reached.
   """
   if '://' not in path:
     if not pathlib.Path(path).exists():
       raise errors.DataError(f'{path} does not exist.')
     yield pathlib.Path(path)
     return
-  from etils import epath  # It is slow, and most paths are local.
+  # Importing epath is slow, and most paths are local.
+  from etils import epath
 
   with tempfile.TemporaryDirectory() as folder:
     copy = pathlib.Path(folder) / 'copy'
-    with _explained(path):
+    with _as_data_error(path):
       epath.Path(path).copy(copy)
     yield copy
 
 
 @contextlib.contextmanager
 def npz(file: pathlib.Path, path: str) -> Iterator[Archive]:
-  """Opens a .npz; messages call it `path`.
+  """Opens a .npz; messages refer to it as `path`.
 
   Raises:
-    errors.DataError: it is damaged, holds Python objects or other things than
-      floats, or declares sizes that it can't have.
+    errors.DataError: the file is damaged, holds anything but floats, or
+      declares sizes that it cannot have.
   """
   with contextlib.ExitStack() as stack:
-    with _explained(path):
+    with _as_data_error(path):
       opened = stack.enter_context(zipfile.ZipFile(file))
       members = opened.infolist()
       names = [member.filename.removesuffix('.npy') for member in members]
+      # zipfile allows duplicate names, but only one of the members could be read.
       for name, times in collections.Counter(names).most_common(1):
         if times > 1:
           raise ValueError(f'it holds {name!r} {times} times')
       size = sum(member.file_size for member in members)
-      if size > max(_SMALL, _GROWTH * file.stat().st_size):
+      if size > max(_ALWAYS_ALLOWED, _MAX_GROWTH * file.stat().st_size):
         raise ValueError(
           f'it would unpack to {size} bytes from {file.stat().st_size}, which '
           'no file of weights does'
         )
-    found = dict(zip(names, members, strict=True))
-    layouts = {}
-    for name, member in found.items():
-      with _explained(path, name):
-        layouts[name] = _header(opened, member)
+    by_name = dict(zip(names, members, strict=True))
+    headers = {}
+    for name, member in by_name.items():
+      with _as_data_error(path, name):
+        headers[name] = _read_header(opened, member)
 
-    def read(name):
-      shape, fortran_order, dtype, start = layouts[name]
-      with _explained(path, name):
-        with opened.open(found[name]) as stream:
-          # All of it and no more: only then is the CRC checked, and only as
-          # much as was declared is ever unpacked.
-          data = stream.read(found[name].file_size)
+    def read(name: str) -> np.ndarray:
+      header = headers[name]
+      dtype = header.dtype
+      with _as_data_error(path, name):
+        with opened.open(by_name[name]) as stream:
+          # zipfile checks the CRC only at the end of a member, so all of it is
+          # read, but no more than the size that was checked above.
+          data = stream.read(by_name[name].file_size)
         if dtype == _BFLOAT16:
           dtype = np.dtype(ml_dtypes.bfloat16)
         elif dtype.kind != 'f':
           raise ValueError(f'it is {dtype}, not of floats')
-        flat = np.frombuffer(data, dtype, offset=start)
-        return _floats(flat.reshape(shape, order='F' if fortran_order else 'C'))
+        flat = np.frombuffer(data, dtype, offset=header.start)
+        order = 'F' if header.fortran_order else 'C'
+        return _finite_floats(flat.reshape(header.shape, order=order))
 
-    shapes = {name: layout[0] for name, layout in layouts.items()}
+    shapes = {name: header.shape for name, header in headers.items()}
     yield Archive(path, shapes, read)
 
 
 @contextlib.contextmanager
 def safetensor(file: pathlib.Path, path: str) -> Iterator[Archive]:
-  """Opens a .safetensors; as `npz`."""
+  """Opens a .safetensors, like `npz`."""
   with contextlib.ExitStack() as stack:
-    with _explained(path):
+    with _as_data_error(path):
       opened = stack.enter_context(safetensors.safe_open(file, 'np'))
       names = opened.keys()
-      parts = {name: opened.get_slice(name) for name in names}
-      shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
+      slices = {name: opened.get_slice(name) for name in names}
+      shapes = {name: tuple(each.get_shape()) for name, each in slices.items()}
 
-    def read(name):
-      with _explained(path, name):
-        dtype = parts[name].get_dtype()
+    def read(name: str) -> np.ndarray:
+      with _as_data_error(path, name):
+        dtype = slices[name].get_dtype()
         if dtype not in ('F64', 'F32', 'F16', 'BF16'):
           raise ValueError(f'it is {dtype}, not of floats')
-        return _floats(opened.get_tensor(name))
+        return _finite_floats(opened.get_tensor(name))
 
     yield Archive(path, shapes, read)
 
 
-def _header(opened, member):
-  """(shape, whether in Fortran order, dtype, where the data begin)."""
+class _Header(NamedTuple):
+  shape: tuple[int, ...]
+  fortran_order: bool
+  dtype: np.dtype
+  start: int  # Offset of the data in the member.
+
+
+def _read_header(opened: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Header:
+  """Reads the header of one array; raises a ValueError if it is damaged."""
   with opened.open(member) as stream:
-    # A header may declare any length; this is all that is looked at.
-    head = io.BytesIO(stream.read(_HEAD))
+    # A header may declare any length, so only the first bytes are read.
+    head = io.BytesIO(stream.read(_MAX_HEADER))
   version = np.lib.format.read_magic(head)
   if version == (1, 0):
     layout = np.lib.format.read_array_header_1_0(head)
@@ -146,10 +159,11 @@ def _header(opened, member):
       f'its header declares {list(shape)} {dtype}, which takes {needed} '
       f'bytes; it has {member.file_size}'
     )
-  return shape, fortran_order, dtype, head.tell()
+  return _Header(shape, fortran_order, dtype, head.tell())
 
 
-def _floats(values):
+def _finite_floats(values: np.ndarray) -> np.ndarray:
+  """float32 `values`; raises a ValueError for NaN and infinity."""
   values = np.asarray(values, np.float32)
   if not np.all(np.isfinite(values)):
     raise ValueError('it has values that are not finite')
@@ -157,16 +171,20 @@ def _floats(values):
 
 
 @contextlib.contextmanager
-def _explained(path, name=None):
-  """Whatever a bad file makes of its reader becomes a DataError."""
+def _as_data_error(path: str, name: str | None = None) -> Iterator[None]:
+  """Turns every exception from reading a damaged file into a DataError."""
   try:
     yield
   except errors.TdError:
     raise
-  except Exception as e:  # zipfile, zlib and NumPy raise a dozen kinds.
-    reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+  # zipfile, zlib, NumPy and safetensors raise a dozen types of exceptions, which
+  # no documentation lists.
+  except Exception as e:
+    # A ValueError is this module's or NumPy's and explains itself; the text of
+    # other exceptions, such as a KeyError, may need its type.
+    reason = errors.one_line(str(e) if isinstance(e, ValueError) else e)
     leaf = '' if name is None else f', leaf {name}'
     raise errors.DataError(
-      f'{path}{leaf} cannot be read: {reason.rstrip(".")}. Fetch the file '
+      f'{path}{leaf} cannot be read: {reason.rstrip(".")}. Download the file '
       'again, or take another.'
     ) from e

@@ -1,6 +1,6 @@
-"""Linen as we use it: how modules are called, and layers quick on a CPU.
+"""How modules are called, and Linen layers that are fast on a CPU.
 
-The layers compute what their namesakes in Flax do; only how is ours.
+The layers compute what their namesakes in Flax compute, by other operations.
 """
 
 import functools
@@ -23,7 +23,7 @@ def apply(
   key: types.Key | None = None,
   method: str | None = None,
 ) -> Any:
-  """`module` on `inputs`; `key` is for dropout, None switches it off."""
+  """Applies `module` to `inputs`; `key` is for dropout, None disables it."""
   return module.apply(
     params,
     *inputs,
@@ -34,7 +34,7 @@ def apply(
 
 
 class Dropout(nn.Module):
-  """nn.Dropout from fewer random bits, see `chance`."""
+  """nn.Dropout with fewer random bits per value; see `chance`."""
 
   rate: float
 
@@ -50,11 +50,12 @@ class Dropout(nn.Module):
 def chance(key: types.Key, rate: float, shape: tuple[int, ...]) -> types.Array:
   """Booleans of `shape`, each True with probability `rate`.
 
-  Sixteen random bits each, so that `rate` is kept to 2^-17; jax.random spends
-  64 on one boolean, which on a CPU costs as much as a matmul.
+  Each boolean takes 16 random bits, so `rate` is rounded to a multiple of
+  2^-16. jax.random takes 64 bits, which on a CPU cost as much as a matmul.
   """
   size = math.prod(shape)
   words = threefry(key, -(-size // 4))
+  # Two booleans from each 32-bit word: its lower and its upper half.
   bits = jnp.concatenate([words & 0xFFFF, words >> 16])[:size]
   return bits.reshape(shape) < round(rate * 2**16)
 
@@ -62,9 +63,10 @@ def chance(key: types.Key, rate: float, shape: tuple[int, ...]) -> types.Array:
 def threefry(key: types.Key, blocks: int) -> types.Array:
   """The uint32 [2 * blocks] of jax.extend.random.threefry_2x32.
 
-  Threefry-2x32 of 20 rounds (Salmon et al., 2011) on the numbers from 0. JAX
-  runs the rounds in a loop on a CPU; spelt out, XLA fuses them with their use.
+  Threefry-2x32 with 20 rounds (Salmon et al., 2011) of the counters 0, 1, ...
   """
+  # On a CPU JAX runs the rounds in a loop. Unrolled, as here, XLA fuses them
+  # with the operations that use the bits.
   first, second = jax.random.key_data(key)
   keys = (first, second, first ^ second ^ jnp.uint32(0x1BD11BDA))
   count = lax.iota(jnp.uint32, blocks)
@@ -79,21 +81,27 @@ def threefry(key: types.Key, blocks: int) -> types.Array:
 
 
 @jax.custom_vjp
-def _matmul(x, kernel):
+def _matmul(x: types.Array, kernel: types.Array) -> types.Array:
+  """x @ kernel, with a gradient that is fast on a CPU."""
   return x @ kernel
 
 
-def _matmul_forward(x, kernel):
+def _matmul_forward(
+  x: types.Array, kernel: types.Array
+) -> tuple[types.Array, tuple[types.Array, types.Array]]:
   return x @ kernel, (x, kernel)
 
 
-def _matmul_backward(saved, grad):
-  x, kernel = saved
+def _matmul_backward(
+  residuals: tuple[types.Array, types.Array], grad: types.Array
+) -> tuple[types.Array, types.Array]:
+  x, kernel = residuals
   rows, grads = (v.reshape(-1, v.shape[-1]) for v in (x, grad))
   return grad @ kernel.T, lax.platform_dependent(
     rows,
     grads,
-    # XLA's faster CPU kernel wants its left side as it lies in memory.
+    # XLA's faster CPU kernel needs the left operand contiguous in memory. The
+    # barrier keeps XLA from folding the transpose into the product.
     cpu=lambda x, grad: lax.optimization_barrier(x.T) @ grad,
     default=lambda x, grad: x.T @ grad,
   )
@@ -102,21 +110,26 @@ def _matmul_backward(saved, grad):
 _matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def _dot_general(x, kernel, dimensions, precision=None):
-  """lax.dot_general as nn.Dense calls it."""
-  del dimensions, precision  # Last axis with first, at the default.
+def _fast_dot_general(
+  x: types.Array, kernel: types.Array, dimensions: Any, precision: Any = None
+) -> types.Array:
+  """lax.dot_general with the arguments that nn.Dense passes to it."""
+  # nn.Dense always contracts x's last axis with the kernel's first.
+  del dimensions, precision
   return _matmul(x, gathering.all_gather_param(kernel))
 
 
-# For wide layers; narrow ones gain less than the transposing costs.
-Dense = functools.partial(nn.Dense, dot_general=_dot_general)
-
-
-def _dot_whole(x, kernel, dimensions, precision=None):
+def _dot_general(
+  x: types.Array, kernel: types.Array, dimensions: Any, precision: Any = None
+) -> types.Array:
+  """lax.dot_general of a kernel that may be sharded."""
   return lax.dot_general(
     x, gathering.all_gather_param(kernel), dimensions, precision
   )
 
 
-# nn.Dense, of a kernel that may be in pieces.
-PlainDense = functools.partial(nn.Dense, dot_general=_dot_whole)
+# For wide layers. In narrow ones the transpose costs more than it gains.
+Dense = functools.partial(nn.Dense, dot_general=_fast_dot_general)
+
+# nn.Dense for a kernel that may be sharded.
+PlainDense = functools.partial(nn.Dense, dot_general=_dot_general)

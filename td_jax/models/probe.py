@@ -1,9 +1,10 @@
 """A linear head on frozen features: multinomial logistic regression.
 
-Where the teacher has no head for the task, label distillation needs one
-(`teacher_head='probe'`). The mean cross-entropy plus ridge / 2 |kernel|^2 on
-standardised features is convex; L-BFGS finds its only minimum, whatever the
-start. The ridge is the one that serves validation best.
+Label distillation needs a teacher with a head for the task. If the published
+teacher has none, config.teacher.head='probe' fits one. The loss is the mean
+cross-entropy on standardised features plus ridge / 2 |kernel|^2. It is convex,
+so L-BFGS finds the same minimum from any start. The ridge is chosen by the
+accuracy on validation.
 """
 
 from collections.abc import Sequence
@@ -20,16 +21,28 @@ import optax
 from td_jax import errors
 
 RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-_STEPS = 500  # Of L-BFGS, at most, for each ridge.
-_FLAT = 1e-5  # The gradient's norm that counts as none.
+_MAX_STEPS = 500  # Steps of L-BFGS for each ridge.
+_TOLERANCE = 1e-5  # L-BFGS stops at a gradient of this norm.
 
 Features = jt.Float[np.ndarray, 'n d']
 Labels = jt.Int[np.ndarray, ' n']
 
 
 class Head(NamedTuple):
+  """A head for standardised features."""
+
   kernel: jax.Array  # [d, classes]
   bias: jax.Array  # [classes]
+
+
+class Probe(NamedTuple):
+  """A fitted head for features as the teacher gives them."""
+
+  kernel: np.ndarray  # float32 [d, classes]
+  bias: np.ndarray  # float32 [classes]
+  # `ridge`, `accuracy`, `validation_accuracy`, `steps` and `gradient_norm` of
+  # this head, and under `tried` the same for every ridge.
+  report: dict[str, Any]
 
 
 def fit(
@@ -39,47 +52,47 @@ def fit(
   classes: int,
   validation: tuple[np.ndarray, np.ndarray],
   ridges: Sequence[float] = RIDGES,
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-  """Fits the head for each ridge, and keeps the best by validation accuracy.
+) -> Probe:
+  """Fits a head for each ridge and returns the best on validation.
 
   Args:
     features: float32, as the teacher gives them.
     labels: 0 ... classes - 1; each of them occurs.
-    classes: how many there are.
+    classes: Number of classes.
     validation: (features [v, d], labels [v]).
-    ridges: penalties to choose from, strongest first: it wins a draw.
-
-  Returns:
-    kernel [d, classes] and bias [classes] for features as they are given, and
-    a report: ridge, accuracy, validation_accuracy, and for each ridge what it
-    came to.
+    ridges: Penalties to choose from, strongest first: of equally accurate
+      heads the first wins.
 
   Raises:
-    errors.DataError: classes, labels and features do not go together.
+    errors.DataError: features and labels do not fit together, are not finite,
+      or lack a class.
   """
   _check(features, labels, classes, 'training')
   _check(*validation, classes, 'validation')
   absent = np.flatnonzero(np.bincount(labels, minlength=classes) == 0)
   if len(absent):
     raise errors.DataError(
-      f'class {absent[0]} of {classes} has no example to fit the probe on.'
+      f'class {absent[0]} of {classes} has no example to fit the probe on; '
+      'take more training examples.'
     )
   if validation[0].shape[1] != features.shape[1]:
     raise errors.DataError(
-      f'validation has {validation[0].shape[1]} features an example, training'
-      f' {features.shape[1]}.'
+      f'validation has {validation[0].shape[1]} features per example, and '
+      f'training has {features.shape[1]}.'
     )
   mean = features.mean(axis=0, dtype=np.float64)
   deviation = features.std(axis=0, dtype=np.float64)
-  # Rounding makes a constant feature vary, and would then be blown up.
+  # Rounding gives a constant feature a tiny deviation. Dividing by it would
+  # turn rounding errors into features.
   deviation[(features == features[0]).all(axis=0)] = 1.0
   x = jnp.asarray((features - mean) / deviation, jnp.float32)
   y = jnp.asarray(labels)
   head = Head(jnp.zeros((x.shape[1], classes)), jnp.zeros(classes))
   heads, tried = [], []
   for ridge in ridges:
-    # From the last one's minimum, which is near.
-    head, steps, slope = _minimise(head, x, y, ridge)
+    # The previous ridge's minimum is near, so starting there saves steps.
+    head, steps, norm = _minimise(head, x, y, ridge)
+    # The head absorbs the standardisation, in float64 before it is rounded.
     kernel = np.asarray(head.kernel) / deviation[:, None]
     bias = np.asarray(head.bias) - mean @ kernel
     kernel, bias = kernel.astype(np.float32), bias.astype(np.float32)
@@ -90,18 +103,23 @@ def fit(
         'accuracy': _accuracy(kernel, bias, features, labels),
         'validation_accuracy': _accuracy(kernel, bias, *validation),
         'steps': int(steps),
-        'gradient_norm': float(slope),
+        'gradient_norm': float(norm),
       }
     )
-  best = int(np.argmax([one['validation_accuracy'] for one in tried]))
-  return *heads[best], {**tried[best], 'tried': tried}
+  # argmax returns the first maximum, which has the strongest ridge.
+  best = int(np.argmax([each['validation_accuracy'] for each in tried]))
+  kernel, bias = heads[best]
+  return Probe(kernel, bias, {**tried[best], 'tried': tried})
 
 
 @jax.jit
-def _minimise(head, x, y, ridge):
-  """Returns (the head at the minimum, L-BFGS's steps, the gradient's norm)."""
+def _minimise(
+  head: Head, x: jax.Array, y: jax.Array, ridge: float | jax.Array
+) -> tuple[Head, jax.Array, jax.Array]:
+  """Returns (head at the minimum, steps of L-BFGS, norm of the gradient)."""
 
-  def loss(head):
+  def loss(head: Head) -> jax.Array:
+    # The default precision on TPUs and GPUs is too low for the tolerance.
     logits = jnp.dot(x, head.kernel, precision='highest') + head.bias[None]
     costs = optax.softmax_cross_entropy_with_integer_labels(logits, y)
     return costs.mean() + ridge / 2 * jnp.vdot(head.kernel, head.kernel)
@@ -109,35 +127,41 @@ def _minimise(head, x, y, ridge):
   solver = optax.lbfgs()
   value_and_grad = optax.value_and_grad_from_state(loss)
 
-  def unfinished(carry):
-    _, _, step, slope = carry
-    return (step < _STEPS) & (slope > _FLAT)
+  def unfinished(carry: tuple[Any, ...]) -> jax.Array:
+    _, _, step, norm = carry
+    return (step < _MAX_STEPS) & (norm > _TOLERANCE)
 
-  def body(carry):
+  def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
     head, state, step, _ = carry
-    # The line search has computed both at this point already.
+    # The line search has already computed both here, so they are read from
+    # its state.
     value, grad = value_and_grad(head, state=state)
     updates, state = solver.update(
       grad, state, head, value=value, grad=grad, value_fn=loss
     )
     head = optax.apply_updates(head, updates)
-    slope = optax.tree.norm(optax.tree.get(state, 'grad'))
-    return head, state, step + 1, slope
+    norm = optax.tree.norm(optax.tree.get(state, 'grad'))
+    return head, state, step + 1, norm
 
-  head, _, steps, slope = lax.while_loop(
+  head, _, steps, norm = lax.while_loop(
     unfinished, body, (head, solver.init(head), 0, jnp.inf)
   )
-  return head, steps, slope
+  return head, steps, norm
 
 
-def _accuracy(kernel, bias, features, labels):
+def _accuracy(
+  kernel: np.ndarray, bias: np.ndarray, features: Features, labels: Labels
+) -> float:
   return float(np.mean((features @ kernel + bias).argmax(axis=1) == labels))
 
 
-def _check(features, labels, classes, split):
+def _check(
+  features: np.ndarray, labels: np.ndarray, classes: int, split: str
+) -> None:
   if len(features) != len(labels) or not len(labels):
     raise errors.DataError(
-      f'{split} has {len(features)} features and {len(labels)} labels.'
+      f'{split} has features of {len(features)} examples and labels of '
+      f'{len(labels)}.'
     )
   if labels.min() < 0 or labels.max() >= classes:
     raise errors.DataError(
@@ -145,4 +169,7 @@ def _check(features, labels, classes, split):
       f' classes are 0 ... {classes - 1}.'
     )
   if not np.isfinite(features).all():
-    raise errors.DataError(f'{split} has features that are not finite.')
+    raise errors.DataError(
+      f'{split} has features that are NaN or infinite; check the weights of '
+      'the teacher.'
+    )

@@ -1,7 +1,7 @@
-"""How a student ViT starts: from some of the teacher's layers (section 6.2).
+"""Initialises a student ViT from some of its teacher's layers (section 6.2).
 
-Pure functions of parameters, so they work under jit, and under vmap over the
-seeds of students.
+All functions are pure in the parameters. They work under jit, and under vmap
+over the seeds of students.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from typing import Any
 from td_jax import errors
 from td_jax.models import vit
 
-# What must be the same for a block to mean the same in another network.
-_SAME = (
+# A block computes the same in another network only if these settings agree.
+_MUST_AGREE = (
   'width',
   'heads',
   'mlp_width',
@@ -24,19 +24,22 @@ _SAME = (
 )
 
 
-def _first_n(*, blocks: int, of: int) -> list[int]:
-  del of  # The first are the same in a teacher of any depth.
-  return list(range(blocks))
+def _first_n(*, depth: int, teacher_depth: int) -> list[int]:
+  """The teacher's first `depth` blocks."""
+  del teacher_depth  # The first blocks do not depend on it.
+  return list(range(depth))
 
 
-def _uniform(*, blocks: int, of: int) -> list[int]:
-  """The first, the last and others as evenly between as whole numbers allow.
+def _uniform(*, depth: int, teacher_depth: int) -> list[int]:
+  """The first block, the last, and the rest evenly spaced between them.
 
-  4 of 12: 0, 4, 7, 11.
+  For 4 of 12 blocks: 0, 4, 7, 11.
   """
-  return [round(i * (of - 1) / max(blocks - 1, 1)) for i in range(blocks)]
+  last = teacher_depth - 1
+  return [round(i * last / max(depth - 1, 1)) for i in range(depth)]
 
 
+# (depth=, teacher_depth=) -> which of the teacher's blocks become the student's.
 INITS: dict[str, Callable[..., list[int]] | None] = {
   'first_n': _first_n,
   'uniform': _uniform,
@@ -52,54 +55,55 @@ def initialise(
   teacher: vit.ViT,
   teacher_variables: Mapping[str, Any],
 ) -> Mapping[str, Any]:
-  """A student's variables, with layers of the teacher in place of its own.
+  """Replaces layers in a student's variables by layers of the teacher.
 
   Args:
-    kind: Of `INITS`. `first_n` and `uniform` take the teacher's embeddings,
-      as many of its blocks as the student has, and its final LayerNorm;
-      `random` takes nothing.
-    variables: As `student.init` makes them; what is not taken stays: the
-      head, pre-logits and a pool that attends.
-    student: Its `scan` may differ from the teacher's.
+    kind: A key of `INITS`. `first_n` and `uniform` copy the teacher's
+      embeddings, as many of its blocks as the student has, and its final
+      LayerNorm. `random` copies nothing.
+    variables: The result of `student.init`. The head, pre-logits and an
+      attention pool stay as they are.
+    student: The network of `variables`; its `scan` may differ from the
+      teacher's.
     teacher: The network of `teacher_variables`.
-    teacher_variables: The teacher's, for images of the student's size.
+    teacher_variables: The teacher's variables, for images of the student's
+      size.
 
   Returns:
-    Variables of the student.
+    The student's new variables.
 
   Raises:
-    errors.ConfigError: there is no such kind, or the teacher's layers do not
+    errors.ConfigError: `kind` does not exist, or the teacher's layers do not
       fit into the student.
   """
   choose = INITS[errors.choose('student_init', kind, INITS)]
   if choose is None:
     return variables
   _check(kind, student, teacher)
-  theirs, own = teacher_variables, variables
-  theirs = vit.unstack(theirs) if vit.is_stacked(theirs) else theirs
-  own = vit.unstack(own) if vit.is_stacked(own) else own
-  taken = {name: theirs['params'][name] for name in ('embed', 'norm')}
-  for i, layer in enumerate(choose(blocks=student.depth, of=teacher.depth)):
-    taken[f'blocks_{i}'] = theirs['params'][f'blocks_{layer}']
-  if student.position == 'learned':
-    sizes = [
-      tree['params']['embed']['position'].shape for tree in (own, theirs)
-    ]
-    if sizes[0] != sizes[1]:
-      raise errors.ConfigError(
-        f"student_init is {kind!r}, but the student's positions are "
-        f"{sizes[0]} and the teacher's {sizes[1]}; show both images of one "
-        "size, or take 'random'."
-      )
-  made = {'params': {**own['params'], **taken}}
-  return vit.stack(made) if student.scan else made
+  student_params = _unstacked(variables)
+  teacher_params = _unstacked(teacher_variables)
+  _check_positions(kind, student, student_params, teacher_params)
+  copied = {name: teacher_params[name] for name in ('embed', 'norm')}
+  blocks = choose(depth=student.depth, teacher_depth=teacher.depth)
+  for i, block in enumerate(blocks):
+    copied[f'blocks_{i}'] = teacher_params[f'blocks_{block}']
+  result = {'params': {**student_params, **copied}}
+  return vit.stack(result) if student.scan else result
 
 
-def _check(kind, student, teacher):
+def _unstacked(variables: Mapping[str, Any]) -> Mapping[str, Any]:
+  """The parameters as with `scan=False`: one entry for each block."""
+  if vit.is_stacked(variables):
+    variables = vit.unstack(variables)
+  return variables['params']
+
+
+def _check(kind: str, student: vit.ViT, teacher: vit.ViT) -> None:
   pairs = {
-    field: (getattr(student, field), getattr(teacher, field)) for field in _SAME
+    field: (getattr(student, field), getattr(teacher, field))
+    for field in _MUST_AGREE
   }
-  # Whether there is one matters; its first value does not.
+  # Only its presence must agree: the initial value is replaced by a copy.
   pairs['layer_scale'] = bool(student.layer_scale), bool(teacher.layer_scale)
   for field, (ours, theirs) in pairs.items():
     if ours != theirs:
@@ -110,5 +114,26 @@ def _check(kind, student, teacher):
   if student.depth > teacher.depth:
     raise errors.ConfigError(
       f'student_init is {kind!r}, but the student has {student.depth} blocks '
-      f"and the teacher {teacher.depth}; take at most as many, or 'random'."
+      f'and the teacher {teacher.depth}; give the student at most '
+      f"{teacher.depth}, or take 'random'."
+    )
+
+
+def _check_positions(
+  kind: str,
+  student: vit.ViT,
+  student_params: Mapping[str, Any],
+  teacher_params: Mapping[str, Any],
+) -> None:
+  if student.position != 'learned':
+    return
+  ours, theirs = (
+    params['embed']['position'].shape
+    for params in (student_params, teacher_params)
+  )
+  if ours != theirs:
+    raise errors.ConfigError(
+      f"student_init is {kind!r}, but the student's position table has shape "
+      f"{ours} and the teacher's {theirs}; give both networks images of one "
+      "size, or take 'random'."
     )

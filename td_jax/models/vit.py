@@ -1,34 +1,34 @@
 """Vision Transformer (arXiv 2010.11929), split after any two of its blocks.
 
-Variants that published weights need are fields: vision_transformer,
-big_vision, Hugging Face ViT and DINOv2 differ in them and in nothing else.
+vision_transformer, big_vision, Hugging Face ViT and DINOv2 differ only in
+fields of `ViT`, so it can run the published weights of all four.
 
-Layer i of section 3.1 is block i; the last layer is what follows the blocks:
-LayerNorm, pooling, pre-logits and head. So h may be the number of blocks.
+Layer i of section 3.1 is block i. The last layer consists of everything after
+the blocks: LayerNorm, pooling, pre-logits and head. So h may be the number of
+blocks.
 
-Parameters, softmax, the statistics of LayerNorm, states and logits are
-float32 whatever `dtype` the blocks compute in.
+Parameters, softmax, the statistics of LayerNorm, states and logits are always
+float32; `dtype` applies to the embeddings and blocks.
 """
 
 from collections.abc import Mapping
-import functools
 from typing import Any
 
 from flax import linen as nn
 import jax
 from jax import numpy as jnp
 import jaxtyping as jt
+import numpy as np
 
 from td_jax import errors
 from td_jax import types
-from td_jax.devices import gathering
 from td_jax.models import layers
-from td_jax.models import posemb
 from td_jax.models import split as split_lib
+from td_jax.models import transformer
 
 _CHOICES = {
-  # Where the class token joins: before or after positions are added to what
-  # is there, so that it does or does not have a row in their table.
+  # Whether the class token joins the patches before or after positions are
+  # added. Joined before, it has a row in the position table.
   'class_token': ('none', 'before', 'after'),
   'position': ('learned', 'sincos2d'),
   'pooling': ('token', 'mean', 'token_and_mean', 'map'),
@@ -37,242 +37,98 @@ _CHOICES = {
 }
 
 
-def check(
-  field: str, settings: Any, inputs: Mapping[str, Any] | None = None
-) -> None:
+def check(name: str, settings: Any, inputs: Mapping[str, Any]) -> None:
   """Raises a ConfigError for settings of `ViT` that cannot work.
 
   Args:
-    field: The name of the settings in messages, such as `config.model`.
-    settings: A `ViT`, or a block of a config, with its fields.
-    inputs: May have the side of the images in pixels, `image_size`.
+    name: How messages refer to the settings, such as `config.model`.
+    settings: A `ViT`, or a block of a config with the same fields.
+    inputs: `image_size` is the side of the images in pixels; without it the
+      patch size is not checked against the images.
   """
-  for name, choices in _CHOICES.items():
-    errors.choose(f'{field}.{name}', getattr(settings, name), choices)
-  for name in ('width', 'depth', 'heads', 'mlp_width', 'patch'):
-    if getattr(settings, name) < 1:
+  for field, choices in _CHOICES.items():
+    errors.choose(f'{name}.{field}', getattr(settings, field), choices)
+  for field in ('width', 'depth', 'heads', 'mlp_width', 'patch'):
+    if getattr(settings, field) < 1:
       raise errors.ConfigError(
-        f'{field}.{name} is {getattr(settings, name)}; it must be at least 1.'
+        f'{name}.{field} is {getattr(settings, field)}; it must be at least 1.'
       )
-  split_lib.check(f'{field}.split', settings.split, settings.depth + 1)
-  errors.check_rate(f'{field}.dropout', settings.dropout)
+  split_lib.check(f'{name}.split', settings.split, settings.depth + 1)
+  errors.check_rate(f'{name}.dropout', settings.dropout)
   if settings.width % settings.heads:
     raise errors.ConfigError(
-      f'{field}.width is {settings.width}; it must be a multiple of '
-      f'{field}.heads, {settings.heads}.'
+      f'{name}.width is {settings.width}; it must be a multiple of '
+      f'{name}.heads, {settings.heads}.'
     )
   if settings.position == 'sincos2d' and (
     settings.width % 4 or settings.width < 8 or settings.class_token == 'before'
   ):
     raise errors.ConfigError(
-      f"{field}.position is 'sincos2d', which takes a width that is a multiple "
-      f'of 4 from 8 on (it is {settings.width}) and has no row for a class '
-      f"token (class_token is {settings.class_token!r}; take 'after')."
+      f"{name}.position is 'sincos2d'; it needs a {name}.width that is a "
+      f'multiple of 4 and at least 8 (it is {settings.width}), and has no row '
+      f'for a class token ({name}.class_token is {settings.class_token!r}; '
+      "take 'after')."
     )
   if settings.pooling.startswith('token') and settings.class_token == 'none':
     raise errors.ConfigError(
-      f'{field}.pooling is {settings.pooling!r}, but {field}.class_token is '
-      "'none'; choose pooling 'mean' or 'map', or add a class token."
+      f'{name}.pooling is {settings.pooling!r}, but {name}.class_token is '
+      "'none'; take pooling 'mean' or 'map', or a class token."
     )
-  image_size = (inputs or {}).get('image_size')
+  image_size = inputs.get('image_size')
   if image_size is not None and image_size % settings.patch:
     raise errors.ConfigError(
-      f'{field}.patch is {settings.patch}, but config.data.size is '
-      f'{image_size}; the size must be a multiple of the patch.'
+      f'{name}.patch is {settings.patch}, which does not divide '
+      f'config.data.size, {image_size}; make config.data.size a multiple of '
+      'the patch.'
     )
 
 
-def tokens(settings: Any, inputs: Mapping[str, Any]) -> tuple[int, ...]:
-  """The token axes of the states: one token per patch, and a class token."""
-  grid = inputs['image_size'] // settings.patch
-  return (grid**2 + (settings.class_token != 'none'),)
+def token_axes(settings: Any, inputs: Mapping[str, Any]) -> tuple[int, ...]:
+  """The token axes of the states: (patches + class token,).
 
-
-class Embed(nn.Module):
-  """Images [b, h, w, 3] -> tokens [b, t, d] that know where they are."""
-
-  width: int
-  patch: int
-  class_token: str
-  position: str
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x):
-    batch, height, width, channels = x.shape
-    if height % self.patch or width % self.patch:
-      raise errors.ConfigError(
-        f'images are {height} x {width} pixels; both must be multiples of the '
-        f'patch, {self.patch}.'
-      )
-    rows, columns = height // self.patch, width // self.patch
-    # A convolution whose stride is its size, as one matrix product: that is
-    # what CPUs and seeds side by side are fast at.
-    patches = x.reshape(batch, rows, self.patch, columns, self.patch, channels)
-    patches = patches.transpose(0, 1, 3, 2, 4, 5)
-    patches = patches.reshape(batch, rows * columns, -1)
-    tokens = layers.PlainDense(self.width, dtype=self.dtype, name='patches')(
-      patches
+  Raises:
+    errors.ConfigError: the dataset has no images.
+  """
+  if 'image_size' not in inputs:
+    raise errors.ConfigError(
+      "model.name is 'vit', which needs images; the dataset of config.domain "
+      "has none. Take config.domain='images', or another network."
     )
-    if self.class_token == 'before':
-      tokens = self._with_class_token(tokens)
-    tokens += self._positions(rows, columns, tokens.shape[1])[None]
-    if self.class_token == 'after':
-      tokens = self._with_class_token(tokens)
-    return tokens
-
-  def _with_class_token(self, tokens):
-    token = self.param('class_token', nn.initializers.zeros, (self.width,))
-    token = jnp.broadcast_to(
-      token.astype(self.dtype), (tokens.shape[0], 1, self.width)
-    )
-    return jnp.concatenate([token, tokens], axis=1)
-
-  def _positions(self, rows, columns, tokens):
-    if self.position == 'sincos2d':
-      table = posemb.sincos2d(rows=rows, columns=columns, width=self.width)
-    else:
-      table = self.param(
-        'position', nn.initializers.normal(0.02), (tokens, self.width)
-      )
-      table = gathering.all_gather_param(table)
-    return jnp.asarray(table, self.dtype)
-
-
-class Attention(nn.Module):
-  """Of queries [b, q, d] to tokens [b, t, d]."""
-
-  heads: int
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, queries, tokens):
-    batch, _, width = tokens.shape
-    dense = functools.partial(
-      layers.PlainDense,
-      width,
-      dtype=self.dtype,
-      kernel_init=nn.initializers.xavier_uniform(),
-    )
-
-    def by_head(name, values):
-      values = dense(name=name)(values)
-      return values.reshape(batch, -1, self.heads, width // self.heads)
-
-    # Its softmax is float32 in any dtype.
-    mixed = jax.nn.dot_product_attention(
-      by_head('query', queries),
-      by_head('key', tokens),
-      by_head('value', tokens),
-      implementation='xla',
-    )
-    return dense(name='out')(mixed.reshape(batch, -1, width))
-
-
-class Mlp(nn.Module):
-  """Dense -> GELU -> dropout -> Dense, on each token."""
-
-  hidden: int
-  gelu: str
-  dropout: float
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, tokens, train):
-    dense = functools.partial(
-      layers.PlainDense,
-      dtype=self.dtype,
-      kernel_init=nn.initializers.xavier_uniform(),
-    )
-    hidden = dense(self.hidden, name='in')(tokens)
-    hidden = nn.gelu(hidden, approximate=self.gelu == 'tanh')
-    hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
-    return dense(tokens.shape[-1], name='out')(hidden)
-
-
-class Block(nn.Module):
-  """Pre-norm attention and MLP, each added to what comes in."""
-
-  heads: int
-  mlp_width: int
-  layer_scale: float
-  gelu: str
-  eps: float
-  dropout: float
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, tokens, train):
-    # Its statistics are float32 in any dtype.
-    norm = functools.partial(nn.LayerNorm, epsilon=self.eps, dtype=self.dtype)
-
-    def add(part, change):
-      if self.layer_scale:
-        start = nn.initializers.constant(self.layer_scale)
-        scale = self.param(f'{part}_scale', start, tokens.shape[-1:])
-        change *= scale.astype(self.dtype)[None, None]
-      drop = nn.Dropout(self.dropout)
-      return tokens + drop(change, deterministic=not train)
-
-    heard = norm(name='attention_norm')(tokens)
-    attention = Attention(self.heads, self.dtype, name='attention')
-    tokens = add('attention', attention(heard, heard))
-    heard = norm(name='mlp_norm')(tokens)
-    mlp = Mlp(self.mlp_width, self.gelu, self.dropout, self.dtype, name='mlp')
-    return add('mlp', mlp(heard, train))
-
-
-class AttentionPool(nn.Module):
-  """Tokens [b, t, d] -> [b, d]: a learned query, then an MLP (big_vision)."""
-
-  heads: int
-  mlp_width: int
-  gelu: str
-  eps: float
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, tokens):
-    batch, _, width = tokens.shape
-    probe = self.param('probe', nn.initializers.normal(0.02), (width,))
-    probe = jnp.broadcast_to(probe.astype(self.dtype), (batch, 1, width))
-    attention = Attention(self.heads, self.dtype, name='attention')
-    pooled = attention(probe, tokens)
-    norm = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name='norm')
-    mlp = Mlp(self.mlp_width, self.gelu, 0.0, self.dtype, name='mlp')
-    return (pooled + mlp(norm(pooled), False))[:, 0]
+  side = inputs['image_size'] // settings.patch
+  return (side**2 + (settings.class_token != 'none'),)
 
 
 class ViT(split_lib.Network):
-  """Logits [b, classes] from preprocessed images, float [b, h, w, 3].
+  """Images [b, h, w, 3] -> logits [b, classes].
 
-  A learned table of positions fits the resolution of `init` only; see
-  `posemb.resize`. With `classes=0` there is no head and the output is what
-  would enter it.
+  A learned position table fits only the resolution of the images at `init`;
+  see `posemb.resize`. With `classes=0` there is no head, and the output is the
+  head's input.
   """
 
   classes: int
   width: int
-  depth: int  # Blocks.
+  depth: int  # Number of blocks.
   heads: int
   mlp_width: int
-  patch: int  # Side, in pixels.
+  patch: int  # Side of a patch in pixels.
   split: tuple[int, int]  # (l, h): low after block l, high after block h.
   class_token: str  # 'none', or joins 'before' or 'after' the positions.
   position: str  # 'learned' or 'sincos2d'.
   pooling: str  # 'token', 'mean' of patches, 'token_and_mean' or 'map'.
-  pre_logits_width: int  # Dense -> tanh before the head; 0: none.
-  layer_scale: float  # First factor of what a block adds; 0: none.
+  pre_logits_width: int  # Width of Dense -> tanh before the head; 0: none.
+  layer_scale: float  # Initial factor on residual branches; 0: no factor.
   gelu: str  # 'tanh' or 'exact'.
-  eps: float  # Of LayerNorm.
-  dropout: float  # On embeddings, in MLPs and on what a block adds.
-  dtype: str  # What embeddings and blocks compute in.
-  remat: bool  # Compute blocks again in the backward pass, to save memory.
-  scan: bool  # One compiled block, its parameters stacked: see `stack`.
+  eps: float  # Epsilon of LayerNorm.
+  dropout: float  # On embeddings, inside MLPs and on residual branches.
+  dtype: str  # Dtype in which embeddings and blocks compute.
+  remat: bool  # Recompute blocks in the backward pass to save memory.
+  scan: bool  # Compile one block and scan it over stacked parameters.
 
-  def setup(self):
-    check('model', self)
-    self.embed = Embed(
+  def setup(self) -> None:
+    check('model', self, {})
+    # Checkpoints contain the names of attributes with parameters.
+    self.embed = transformer.Embed(
       width=self.width,
       patch=self.patch,
       class_token=self.class_token,
@@ -283,13 +139,16 @@ class ViT(split_lib.Network):
     if self.scan:
       self.stacked = self.param('blocks', self._init_stack)
     else:
-      block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
-      self.blocks = [block(**self._of_block()) for _ in range(self.depth)]
+      block = transformer.Block
+      if self.remat:
+        block = nn.remat(block, static_argnums=(2,))  # `train`; 0 is `self`.
+      self.blocks = [block(**self._block_settings()) for _ in range(self.depth)]
     self.norm = nn.LayerNorm(epsilon=self.eps)
     if self.pooling == 'map':
-      of_pool = self._of_block()
-      del of_pool['layer_scale'], of_pool['dropout']  # It has neither.
-      self.pool = AttentionPool(**of_pool)
+      settings = self._block_settings()
+      # big_vision's pool has neither of them.
+      del settings['layer_scale'], settings['dropout']
+      self.pool = transformer.AttentionPool(**settings)
     if self.pre_logits_width:
       self.pre_logits = layers.PlainDense(self.pre_logits_width)
     if self.classes:
@@ -297,30 +156,35 @@ class ViT(split_lib.Network):
         self.classes, kernel_init=nn.initializers.zeros
       )
 
-  def low(self, x: types.PyTree, *, train: bool) -> types.Hidden:
-    """`H[1..l](x)`: tokens [b, t, d] after block l."""
+  def low(self, x: transformer.Images, *, train: bool) -> transformer.Tokens:
+    """H[1..l](x): tokens [b, t, d] after block l."""
     tokens = self._embed(x, train)
     return self._run(tokens, 0, self.split[0], train).astype(jnp.float32)
 
-  def interpret(self, low: types.Array, *, train: bool) -> types.Hidden:
-    """`H[l+1..h](low)`: tokens [b, t, d] after block h."""
+  def interpret(
+    self, low: transformer.Tokens, *, train: bool
+  ) -> transformer.Tokens:
+    """H[l+1..h](low): tokens [b, t, d] after block h."""
     tokens = low.astype(self._dtype)
     return self._run(tokens, *self.split, train).astype(jnp.float32)
 
   def output(
-    self, high: types.Hidden, *, train: bool
+    self, high: transformer.Tokens, *, train: bool
   ) -> jt.Float[jt.Array, 'b _']:
-    """`H[h+1..n](high)`: logits [b, classes]."""
+    """H[h+1..n](high): logits [b, classes]."""
     tokens = high.astype(self._dtype)
     tokens = self._run(tokens, self.split[1], self.depth, train)
     *_, output = self._finish(tokens).values()
     return output
 
-  def intermediates(self, x, *, train: bool) -> dict[str, types.Array]:
-    """Every state by name, float32, in the order they are computed.
+  def intermediates(
+    self, x: transformer.Images, *, train: bool
+  ) -> dict[str, types.Array]:
+    """Every state by name, float32, in the order of computation.
 
-    `embedded`, `block_00`, ..., `encoder_norm` [b, t, d], `pooled` [b, d]; if
-    there are any, `pre_logits_linear`, `pre_logits` and `logits`.
+    The names are `embedded`, `block_00`, ..., `encoder_norm` [b, t, d] and
+    `pooled` [b, d], then `pre_logits_linear`, `pre_logits` and `logits` if the
+    network has them. Only tests of parity with published code use this method.
     """
     tokens = self._embed(x, train)
     named = {'embedded': tokens}
@@ -331,10 +195,10 @@ class ViT(split_lib.Network):
     return {name: value.astype(jnp.float32) for name, value in named.items()}
 
   @property
-  def _dtype(self):
+  def _dtype(self) -> np.dtype:
     return jnp.dtype(self.dtype)
 
-  def _of_block(self) -> dict[str, Any]:
+  def _block_settings(self) -> dict[str, Any]:
     return {
       'heads': self.heads,
       'mlp_width': self.mlp_width,
@@ -345,43 +209,52 @@ class ViT(split_lib.Network):
       'dtype': self._dtype,
     }
 
-  def _embed(self, x, train) -> Any:
+  def _embed(self, x: transformer.Images, train: bool) -> transformer.Tokens:
     tokens = self.embed(x.astype(self._dtype))
     return self.drop(tokens, deterministic=not train)
 
-  def _run(self, tokens, start, stop, train) -> Any:
-    """Blocks start + 1 to stop."""
+  def _run(
+    self, tokens: transformer.Tokens, start: int, stop: int, train: bool
+  ) -> Any:
+    """Applies blocks start + 1 to stop, counted from 1."""
     if not self.scan:
       for block in self.blocks[start:stop]:
         tokens = block(tokens, train)
       return tokens
     if start == stop:
       return tokens
-    # `nn.scan` would run all of a stack or nothing; a split needs a part.
-    block = Block(**self._of_block(), parent=None)
+    # `nn.scan` can only run all blocks of a stack. A split needs some of them,
+    # so the parameters are sliced here and the block is applied by hand.
+    block = transformer.Block(**self._block_settings(), parent=None)
 
-    def body(tokens, params_and_key):
+    def body(
+      tokens: transformer.Tokens,
+      params_and_key: tuple[types.PyTree, types.Key | None],
+    ) -> tuple[Any, None]:
       params, key = params_and_key
       rngs = None if key is None else {'dropout': key}
       return block.apply({'params': params}, tokens, train, rngs=rngs), None
 
     if self.remat:
+      # Inside a scan XLA cannot undo the rematerialisation by merging common
+      # subexpressions, so the barriers against it would only cost time.
       body = jax.checkpoint(body, prevent_cse=False)
     keys = None
     if train and self.dropout:
       keys = jax.random.split(self.make_rng('dropout'), stop - start)
-    part = jax.tree.map(lambda leaf: leaf[start:stop], self.stacked)
-    return jax.lax.scan(body, tokens, (part, keys))[0]
+    params = jax.tree.map(lambda leaf: leaf[start:stop], self.stacked)
+    return jax.lax.scan(body, tokens, (params, keys))[0]
 
-  def _init_stack(self, rng):
-    block = Block(**self._of_block(), parent=None)
+  def _init_stack(self, rng: types.Key) -> types.PyTree:
+    """Parameters of all blocks, leaves [depth, ...], each with its own key."""
+    block = transformer.Block(**self._block_settings(), parent=None)
     tokens = jnp.zeros((1, 1, self.width), self._dtype)
     return jax.vmap(lambda key: block.init(key, tokens, False)['params'])(
       jax.random.split(rng, self.depth)
     )
 
-  def _finish(self, tokens):
-    """What follows the blocks, by name; the last is the output."""
+  def _finish(self, tokens: transformer.Tokens) -> dict[str, types.Array]:
+    """Every state after the blocks, by name; the last is the output."""
     encoded = self.norm(tokens.astype(jnp.float32))
     named = {'encoder_norm': encoded, 'pooled': self._pool(encoded)}
     pooled = named['pooled']
@@ -393,7 +266,7 @@ class ViT(split_lib.Network):
       named['logits'] = self.head(pooled)
     return named
 
-  def _pool(self, encoded):
+  def _pool(self, encoded: transformer.Tokens) -> jt.Float[jt.Array, 'b _']:
     if self.pooling == 'map':
       return self.pool(encoded.astype(self._dtype)).astype(jnp.float32)
     token = encoded[:, 0]
@@ -404,9 +277,9 @@ class ViT(split_lib.Network):
 
 
 def stack(variables: Mapping[str, Any]) -> dict[str, Any]:
-  """Variables of a ViT with `scan=False` -> those of one with `scan=True`.
+  """Converts the variables of a ViT with `scan=False` to `scan=True`.
 
-  `blocks_0`, `blocks_1`, ... become one `blocks`, leaves [blocks, ...].
+  `blocks_0`, `blocks_1`, ... become one `blocks` with leaves [depth, ...].
   """
   params = dict(variables['params'])
   depth = count_blocks(variables)
@@ -426,10 +299,12 @@ def unstack(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_stacked(variables: Mapping[str, Any]) -> bool:
+  """Whether the variables belong to a ViT with `scan=True`."""
   return 'blocks' in variables['params']
 
 
 def count_blocks(variables: Mapping[str, Any]) -> int:
+  """The depth of the ViT to which the variables belong."""
   if is_stacked(variables):
     return len(jax.tree.leaves(variables['params']['blocks'])[0])
   return sum(name.startswith('blocks_') for name in variables['params'])

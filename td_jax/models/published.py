@@ -1,0 +1,62 @@
+"""What the origins of published weights have in common: `StoredLayout`."""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+from td_jax import errors
+from td_jax.models import archive
+
+Shape = tuple[int, ...]
+
+
+class StoredLayout(NamedTuple):
+  """How a file stores the parameters of a `vit.ViT`."""
+
+  settings: dict[str, Any]  # The fields of `vit.ViT` that the file implies.
+  grid: int | None  # Patches per side of its position table, if it has one.
+  # (pattern, replacement): applied in this order, they turn the name of a
+  # parameter of `vit.ViT` into its stored name.
+  names: tuple[tuple[str, str], ...]
+  ignored: str | None  # Pattern of stored names that are not parameters.
+  # (our name, our shape, settings) -> the stored shape.
+  stored_shape: Callable[[str, Shape, Mapping[str, Any]], Shape]
+  convert: Callable[[np.ndarray], np.ndarray]  # Moves axes before a reshape.
+  resize: Callable[[int, int], np.ndarray]  # A rule of `posemb`.
+
+
+def with_batch_axis(name: str, shape: Shape) -> Shape:
+  """Adds the axis of size 1 that all origins store in tables and tokens."""
+  if name == 'embed/position':
+    return (1, *shape)
+  if name in ('embed/class_token', 'pool/probe'):
+    return (1, 1, *shape)
+  return shape
+
+
+def mismatch(
+  stored: archive.Archive, name: str, expected: Sequence[Any] | None
+) -> errors.DataError:
+  """The error for a leaf that is missing, unexpected or of another shape.
+
+  Args:
+    stored: The file.
+    name: The leaf's stored name.
+    expected: Its sizes, or the names of its axes; None if it is unexpected.
+  """
+  shape = stored.shapes.get(name)
+  return errors.DataError(
+    f'{stored.path}: leaf {name} is stored as {_describe(shape)} and expected '
+    f'as {_describe(expected)}; the file is incomplete, or holds another '
+    'network than the config expects.'
+  )
+
+
+def _describe(shape: Sequence[Any] | None) -> str:
+  if shape is None:
+    return 'nothing'
+  return f'[{", ".join(map(str, shape))}]'

@@ -1,0 +1,219 @@
+"""Weights of Hugging Face `vit` and `dinov2`.
+
+transformers saves a folder: config.json describes the network, and
+model.safetensors stores its parameters in PyTorch's layout.
+"""
+
+from collections.abc import Mapping
+import json
+import math
+import pathlib
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+from td_jax import errors
+from td_jax.models import archive
+from td_jax.models import posemb
+from td_jax.models import published
+
+# By model_type: the names of a block's layers.
+_BLOCK_NAMES = {
+  'vit': (
+    ('/attention_norm/', '/layernorm_before/'),
+    ('/mlp_norm/', '/layernorm_after/'),
+    ('/mlp/in/', '/intermediate/dense/'),
+    ('/mlp/out/', '/output/dense/'),
+  ),
+  'dinov2': (
+    ('/attention_norm/', '/norm1/'),
+    ('/mlp_norm/', '/norm2/'),
+    ('/mlp/in/', '/mlp/fc1/'),
+    ('/mlp/out/', '/mlp/fc2/'),
+  ),
+}
+_DEFAULT_EPS = {'vit': 1e-12, 'dinov2': 1e-6}  # If config.json has none.
+_GELUS = {'gelu': 'exact', 'gelu_new': 'tanh', 'gelu_pytorch_tanh': 'tanh'}
+# Options for which `vit.ViT` has no setting, and the value that it implements.
+_REQUIRED = {
+  'num_channels': 3,
+  'qkv_bias': True,
+  'use_swiglu_ffn': False,
+  'pooler_act': 'tanh',
+}
+
+
+class Config(NamedTuple):
+  """A config.json."""
+
+  path: str
+  values: Mapping[str, Any]
+
+  def get(
+    self, field: str, kind: type | tuple[type, ...], default: Any = None
+  ) -> Any:
+    """A field of type `kind`.
+
+    Raises:
+      errors.DataError: the field has another type, or is absent and there is
+        no default.
+    """
+    value = self.values.get(field)
+    if value is None:
+      value = default
+    # In Python a bool is an int too, but `true` is no number in JSON.
+    is_bool = isinstance(value, bool)
+    if not isinstance(value, kind) or (is_bool and kind is not bool):
+      kinds = kind if isinstance(kind, tuple) else (kind,)
+      raise errors.DataError(
+        f'{self.path}: {field} is {value!r}; it must be of type '
+        f'{" or ".join(each.__name__ for each in kinds)}.'
+      )
+    return value
+
+
+def read_config(file: pathlib.Path, path: str) -> Config:
+  """Reads a config.json; messages refer to it as `path`.
+
+  Raises:
+    errors.DataError: it is no JSON object.
+  """
+  try:
+    values = json.loads(file.read_text())
+  # The JSON parser recurses, so deeply nested lists exhaust the stack.
+  except (OSError, ValueError, RecursionError) as e:
+    raise errors.DataError(
+      f'{path} cannot be read: {errors.one_line(e)}. Download it again.'
+    ) from e
+  if not isinstance(values, dict):
+    raise errors.DataError(
+      f'{path} cannot be read: it holds a {type(values).__name__}, not an '
+      'object. Download it again.'
+    )
+  return Config(path, values)
+
+
+def layout(stored: archive.Archive, config: Config) -> published.StoredLayout:
+  """Infers from config.json how the file stores a ViT.
+
+  Raises:
+    errors.DataError: `vit.ViT` does not implement this network, or a field of
+      config.json is missing or of another type.
+  """
+  kind = _supported_kind(config)
+  # Models with a task's head have a prefix, bare models have none.
+  prefix = f'{kind}.'
+  if not any(name.startswith(prefix) for name in stored.shapes):
+    prefix = ''
+  settings = _settings(stored, config, kind, prefix)
+  return published.StoredLayout(
+    settings=settings,
+    grid=config.get('image_size', int) // max(settings['patch'], 1),
+    names=_names(kind, prefix),
+    # DINOv2's token for masked patches serves pre-training only.
+    ignored=rf'{prefix}embeddings\.mask_token$',
+    stored_shape=_stored_shape,
+    convert=_convert,
+    resize=posemb.bicubic,
+  )
+
+
+def _supported_kind(config: Config) -> str:
+  """The model_type; raises a DataError if `vit.ViT` cannot compute it."""
+  kind = config.get('model_type', str)
+  if kind not in _BLOCK_NAMES:
+    raise errors.DataError(
+      f'{config.path}: model_type is {kind!r}; of Hugging Face models only '
+      f'{" and ".join(_BLOCK_NAMES)} can be loaded.'
+    )
+  for field, only in _REQUIRED.items():
+    value = config.get(field, type(only), only)
+    if value != only:
+      raise errors.DataError(
+        f'{config.path}: {field} is {value!r}; only {only!r} can be loaded.'
+      )
+  activation = config.get('hidden_act', str)
+  if activation not in _GELUS:
+    raise errors.DataError(
+      f'{config.path}: hidden_act is {activation!r}; only '
+      f'{", ".join(_GELUS)} can be loaded.'
+    )
+  return kind
+
+
+def _settings(
+  stored: archive.Archive, config: Config, kind: str, prefix: str
+) -> dict[str, Any]:
+  names = stored.shapes.keys()
+  width = config.get('hidden_size', int)
+  classes, pre_logits_width = 0, 0
+  # One leaf of a layer is enough to expect the others.
+  if 'classifier.bias' in names or 'classifier.weight' in names:
+    labels = config.get('id2label', dict, {})
+    classes = len(labels) or math.prod(stored.shapes.get('classifier.bias', ()))
+  if any(name.startswith(f'{prefix}pooler.') for name in names):
+    pre_logits_width = config.get('pooler_output_size', int, width)
+  if kind == 'vit':
+    mlp_width = config.get('intermediate_size', int)
+  else:
+    mlp_width = int(width * config.get('mlp_ratio', (int, float), 4))
+  # A bare DINOv2 has no head; its output is the class token.
+  pooling = 'token_and_mean' if kind == 'dinov2' and classes else 'token'
+  return {
+    'classes': classes,
+    'width': width,
+    'depth': config.get('num_hidden_layers', int),
+    'heads': config.get('num_attention_heads', int),
+    'mlp_width': mlp_width,
+    'patch': config.get('patch_size', int),
+    'class_token': 'before',
+    'position': 'learned',
+    'pooling': pooling,
+    'pre_logits_width': pre_logits_width,
+    # Only its presence counts: the stored factors replace the initial value.
+    'layer_scale': float(kind == 'dinov2'),
+    'gelu': _GELUS[config.get('hidden_act', str)],
+    'eps': float(
+      config.get('layer_norm_eps', (int, float), _DEFAULT_EPS[kind])
+    ),
+  }
+
+
+def _names(kind: str, prefix: str) -> tuple[tuple[str, str], ...]:
+  return (
+    ('^embed/patches/', 'embeddings/patch_embeddings/projection/'),
+    ('^embed/class_token$', 'embeddings/cls_token'),
+    ('^embed/position$', 'embeddings/position_embeddings'),
+    ('^norm/', 'layernorm/'),
+    ('^pre_logits/', 'pooler/dense/'),
+    ('^head/', 'classifier/'),
+    (r'^blocks_(\d+)/', r'encoder/layer/\1/'),
+    *_BLOCK_NAMES[kind],
+    ('/attention/out/', '/attention/output/dense/'),
+    ('/attention/(query|key|value)/', r'/attention/attention/\1/'),
+    ('/attention_scale$', '/layer_scale1/lambda1'),
+    ('/mlp_scale$', '/layer_scale2/lambda1'),
+    ('/(kernel|scale)$', '/weight'),
+    # The patterns above match our separator, so it is replaced after them.
+    ('/', '.'),
+    ('^(?!classifier)', prefix),
+  )
+
+
+def _stored_shape(
+  name: str, shape: published.Shape, settings: Mapping[str, Any]
+) -> published.Shape:
+  """PyTorch stores kernels as [out, in], and channels before pixels."""
+  if name == 'embed/patches/kernel':
+    return (settings['width'], 3, settings['patch'], settings['patch'])
+  if name.endswith('kernel'):
+    return shape[::-1]
+  return published.with_batch_axis(name, shape)
+
+
+def _convert(values: np.ndarray) -> np.ndarray:
+  """PyTorch's order of axes -> ours; a reshape to our shape must follow."""
+  if values.ndim == 4:
+    return values.transpose(2, 3, 1, 0)
+  return values.T if values.ndim == 2 else values
