@@ -2,6 +2,8 @@
 
   init(rng, lesson) -> params            # Its own parameters, or {}.
   loss(params, lesson) -> (cost, terms)  # [b], and {name: [b]} to report.
+
+The parameters are trained together with the student's. Terms are only reported.
 """
 
 from collections.abc import Callable
