@@ -1,4 +1,4 @@
-"""Distances and costs: numbers worked by hand, and what must always hold."""
+"""Distances and task losses: numbers worked by hand, and properties."""
 
 import functools
 
@@ -45,7 +45,7 @@ def test_cosine_by_hand():
   _near(losses.cosine(a, b), [1 - 24 / 25, 2, 1, 0])
 
 
-def test_cosine_of_sequences_is_the_mean_of_each_tokens():
+def test_cosine_of_sequences_is_the_mean_over_tokens():
   a, b = _f32([[[3, 4], [1, 0]]]), _f32([[[4, 3], [0, 5]]])
   _near(losses.cosine(a, b), [(0.04 + 1) / 2])
 
@@ -72,15 +72,15 @@ def test_pearson_by_hand():
 )
 def test_kl_by_hand(temperature, expected):
   a, b = _f32([[0, 0]]), _f32([[np.log(3), 0]])
-  found = losses.kl(a, b, temperature=temperature)
-  np.testing.assert_allclose(found, [expected], rtol=1e-4)
+  cost = losses.kl(a, b, temperature=temperature)
+  np.testing.assert_allclose(cost, [expected], rtol=1e-4)
 
 
-def test_kl_believes_its_second_argument():
+def test_the_second_argument_of_kl_is_the_target():
   a, b = _f32([[0, 0]]), _f32([[np.log(3), 0]])
   # 1/2 ln(2/3) + 1/2 ln 2
   np.testing.assert_allclose(losses.kl(b, a), [0.143841], rtol=1e-4)
-  # So p_a may be broad at no cost where p_b is 0, not the other way round.
+  # Where p_b is 0, p_a may be large at no cost; the reverse is expensive.
   sure = _f32([[50, 0]])
   np.testing.assert_allclose(losses.kl(a, sure), [np.log(2)], rtol=1e-5)
   assert losses.kl(sure, a)[0] > 20
@@ -93,7 +93,7 @@ def test_gradient_of_kl_keeps_its_size_with_the_temperature():
   a, b = _f32([[0, 0]]), _f32([[2 * np.log(3), 0]])
   # T (p_a - p_b), with p_b = (3/4, 1/4) at T = 2.
   _near(grad(2.0), [[-0.5, 0.5]])
-  # As T grows, to (a - b) less their means, over the width.
+  # As T grows, the gradient tends to (a - b), centred, divided by the width.
   np.testing.assert_allclose(
     grad(1000.0), [[-np.log(3) / 2, np.log(3) / 2]], rtol=1e-3
   )
@@ -105,18 +105,18 @@ def test_squared_error_by_hand():
 
 def test_cross_entropy_by_hand():
   logits = _f32([[0, np.log(3)], [0, np.log(3)], [1000, 0]])
-  found = losses.cross_entropy(logits, jnp.array([1, 0, 0]))
-  _near(found, [-np.log(0.75), -np.log(0.25), 0])
+  cost = losses.cross_entropy(logits, jnp.array([1, 0, 0]))
+  _near(cost, [-np.log(0.75), -np.log(0.25), 0])
 
 
 def test_cross_entropy_is_taken_in_float32():
   logits = jnp.asarray([[0, 3]], jnp.bfloat16)
-  found = losses.cross_entropy(logits, jnp.array([0]))
-  assert found.dtype == jnp.float32
-  _near(found, [np.log(1 + np.exp(3))])
+  cost = losses.cross_entropy(logits, jnp.array([0]))
+  assert cost.dtype == jnp.float32
+  _near(cost, [np.log(1 + np.exp(3))])
 
 
-def test_tables_name_the_functions():
+def test_tables_have_all_functions():
   assert {
     'l2': losses.l2,
     'cosine': losses.cosine,
@@ -129,23 +129,23 @@ def test_tables_name_the_functions():
   } == losses.TASK_LOSSES
 
 
-def test_between_states_takes_the_mean_of_each_part():
+def test_between_states_takes_a_mean_for_each_state():
   a = types.States(low=_f32([[1, 1], [0, 0]]), high=_f32([[2] * 4, [0] * 4]))
   b = types.States(low=_f32([[0, 0], [0, 3]]), high=_f32([[0] * 4, [0] * 4]))
-  # Side by side they would cost (2 x 1 + 4 x 4) / 6 = 3 and 1.5.
+  # Concatenated they would cost (2 x 1 + 4 x 4) / 6 = 3 and 1.5.
   _near(losses.between_states(losses.l2, a, b), [1 + 4, 4.5])
 
 
 def test_between_states_keeps_the_order_of_its_sides():
   a = types.States(low=_f32([[0, 0]]), high=_f32([[0, 0]]))
   b = types.States(low=_f32([[np.log(3), 0]]), high=_f32([[0, 0]]))
-  found = losses.between_states(losses.kl, a, b)
-  np.testing.assert_allclose(found, [0.130812], rtol=1e-4)
+  cost = losses.between_states(losses.kl, a, b)
+  np.testing.assert_allclose(cost, [0.130812], rtol=1e-4)
 
 
 @pytest.mark.parametrize('name', losses.DISTANCES)
 @pytest.mark.parametrize('zero', ['a', 'b', 'both', 'constant'])
-def test_gradients_are_finite_where_there_is_no_direction(name, zero):
+def test_gradients_are_finite_for_zero_and_constant_vectors(name, zero):
   a, b = _f32([[1, -2, 3]]), _f32([[3, 1, 1]])
   a = 0 * a if zero in ('a', 'both') else a
   b = 0 * b if zero in ('b', 'both') else b
@@ -157,7 +157,7 @@ def test_gradients_are_finite_where_there_is_no_direction(name, zero):
   assert np.isfinite(cost)
   assert all(np.isfinite(grad).all() for grad in grads)
   if name == 'cosine' and zero != 'constant':
-    _near(cost, 1.0)  # No direction: neither alike nor opposed.
+    _near(cost, 1.0)  # As for orthogonal vectors.
   if name == 'pearson' and zero != 'constant':
     _near(cost, 1.0)
 
@@ -165,12 +165,12 @@ def test_gradients_are_finite_where_there_is_no_direction(name, zero):
 @pytest.mark.parametrize('name', losses.DISTANCES)
 @hypothesis.given(pair=_pairs)
 @_settings
-def test_distances_are_not_negative_and_apart_for_each_example(name, pair):
+def test_distances_are_not_negative_and_treat_examples_separately(name, pair):
   distance = _jitted[name]
   whole = distance(*pair)
   assert whole.shape == (3,)
   assert np.all(whole >= -1e-5)
-  # Another example changes nothing in this one's number.
+  # The cost of an example does not depend on the others.
   other = pair.copy()
   other[:, 1:] = 3.0
   np.testing.assert_array_equal(distance(*other)[0], whole[0])
@@ -187,8 +187,8 @@ def test_distances_are_symmetric(name, pair):
 @pytest.mark.parametrize('name', losses.DISTANCES)
 @hypothesis.given(pair=_pairs)
 @_settings
-def test_distance_to_itself_is_none(name, pair):
-  spread = pair[0] + np.float32([30, 0, -30, 10])  # Never without direction.
+def test_distance_to_itself_is_0(name, pair):
+  spread = pair[0] + np.float32([30, 0, -30, 10])  # Never constant.
   _near(_jitted[name](spread, spread), np.zeros(3), atol=1e-5)
 
 

@@ -1,17 +1,18 @@
 """The contract of every method, on made-up ratings and made-up classes.
 
-A method that is added to `METHODS` is picked up here without any edit: it runs
-on each task that its needs allow.
+A method that is added to `METHODS` is tested without any edit of this file, on
+each task that its needs allow.
 
-Each case is compiled once, as training compiles it: two seeds side by side, a
-dispatch of one step, and the optimizer. The examples are an argument of that
-program, so their masks and contents change without compiling again; the last
-gradient is kept beside the optimizer's state.
+Each case is compiled once, as training compiles it: two seeds side by side, one
+step per dispatch, and the optimizer. The examples are an argument of that
+program, so tests can change them and their mask without compiling again. The
+state of the optimizer contains the last gradient.
 """
 
 import functools
 from typing import Any
 from typing import NamedTuple
+import zlib
 
 from flax import linen as nn
 import jax
@@ -36,11 +37,12 @@ from td_jax.training import step as step_lib
 N, B = 48, 8
 SEEDS = 2
 CLASSES = 4
+LEARN_STEPS = 120
 _SIZES = {'users': 7, 'movies': 6, 'words': 5, 'id_width': 3, 'bag_width': 2}
 
 
 class _Classifier(split.Network):
-  """Logits from the same inputs as the recommender's."""
+  """A small network of logits, with the inputs of the recommender."""
 
   hidden: tuple[int, int]
   dropout: float
@@ -102,20 +104,24 @@ TASKS = {
   ),
 }
 TEACHER = TASKS['ratings'].teacher
-# A weight of its own for each weight in the config, so that none can stand in
-# the place of another.
+# Each weight of the config has another value, between 0.5 and 2, so that a test
+# notices if two are exchanged. It depends on the weight's name alone: a method
+# that is added does not change the cases of the others.
 WEIGHTS = {
-  name: 0.25 * number
-  for number, name in enumerate(
-    sorted(movielens_config.get_config().distill.weights), start=1
-  )
+  name: 0.5 + 1.5 * zlib.crc32(name.encode()) / 2**32
+  for name in movielens_config.get_config().distill.weights
 }
-_TERMS = {term for terms in methods.METHODS.values() for term in terms}
 
 
-def _reported(weight):
-  """The metric that this weight multiplies."""
-  return weight if weight in _TERMS else f'talk/{weight}'
+def _weighted(metrics):
+  """{weight: the metric that it multiplies}, for the weights that are on."""
+  return {
+    weight: values
+    for weight in WEIGHTS
+    for name, values in metrics.items()
+    # A term of the method, such as 'logit', or a part of one: 'talk/state'.
+    if name == weight or name.endswith(f'/{weight}')
+  }
 
 
 class Case(NamedTuple):
@@ -125,7 +131,7 @@ class Case(NamedTuple):
 
 
 def _allows(task, method):
-  """Whether the needs of a method allow a task."""
+  """Whether a method can run on a task, by its needs."""
   config = movielens_config.get_config(f'method={method}')
   needs = methods.needs(config, task_loss=TASKS[task].loss)
   return task == 'classes' or methods.Need.CLASS_LABELS not in needs
@@ -198,7 +204,9 @@ def _examples(task='ratings'):
   y = y.astype(np.float32)
   other = seen | {'user': (seen['user'] + 1) % 7}
   if task == 'classes':
-    # The teacher's own classes: a term that follows it does not fight labels.
+    # Labels are the classes that the teacher predicts. Otherwise the minimum of
+    # a term that follows the teacher is not a minimum of the task's loss, and
+    # the two cannot both fall.
     variables = _teacher(task)['teacher']
     logits = TASKS[task].teacher.apply(variables, other, train=False)[-1]
     y = np.asarray(logits).argmax(axis=1).astype(np.int32)
@@ -212,12 +220,19 @@ def _examples(task='ratings'):
 
 @functools.cache
 def _teacher(task='ratings'):
-  x = jax.tree.map(lambda leaf: leaf[:1], _examples().input_of('teacher'))
+  x = _examples().input_of('teacher')
   network = TASKS[task].teacher
-  variables = jax.device_get(network.init(jax.random.key(9), x, train=False))
-  if task == 'classes':  # One that is sure of its classes.
-    variables['params']['head']['kernel'] *= 4
-  return {'teacher': variables}
+  variables = network.init(
+    jax.random.key(9), jax.tree.map(lambda leaf: leaf[:1], x), train=False
+  )
+  if task == 'classes':
+    # Standardised logits, so that it predicts all classes, some with confidence.
+    logits = network.apply(variables, x, train=False)[-1]
+    scale = 3 / logits.std(axis=0)
+    head = variables['params']['head']
+    head['kernel'] = head['kernel'] * scale[None]
+    head['bias'] = -scale * logits.mean(axis=0)
+  return {'teacher': jax.device_get(variables)}
 
 
 def _teacher_sides(task, variables, batch):
@@ -226,7 +241,7 @@ def _teacher_sides(task, variables, batch):
 
 
 def _spy():
-  """Keeps the gradient as its state and passes it on."""
+  """Stores the gradient as its state and passes it on."""
   return optax.GradientTransformation(
     init=lambda params: jax.tree.map(jnp.zeros_like, params),
     update=lambda grads, state, params: (grads, grads),
@@ -262,7 +277,7 @@ def _make(name, task='ratings', **changes):
   )
 
   def step(state, examples, ids):
-    # A copy: the program takes over the state that it is given.
+    # A copy, because the program reuses the memory of the state it receives.
     state, fixed = parallel.replicate(
       (jax.device_get(state), (_teacher(task), examples))
     )
@@ -290,7 +305,7 @@ def _shapes(parts):
 
 
 def _state(parts):
-  """Two seeds' states, drawn by NumPy: nothing is compiled for them."""
+  """The states of two seeds, from NumPy, so that nothing is compiled."""
   made = _shapes(parts)
   rng = np.random.default_rng(3)
 
@@ -300,7 +315,7 @@ def _state(parts):
       return values / np.sqrt(leaf.shape[0]).astype(np.float32)
     return 0.1 * values + ('scale' in jax.tree_util.keystr(path))
 
-  # The student first, so that it is the same for every method.
+  # The student is drawn first, so that it is the same for every method.
   student = jax.tree_util.tree_map_with_path(draw, made.params['student'])
   method = jax.tree_util.tree_map_with_path(draw, made.params['method'])
   state = jax.tree.map(
@@ -342,7 +357,7 @@ jax.monitoring.register_event_duration_secs_listener(
 
 
 @EVERY
-def test_costs_are_one_float32_an_example(case):
+def test_costs_are_one_float32_per_example(case):
   made = _program(case)
   parts = made.parts
 
@@ -371,15 +386,13 @@ def test_costs_are_one_float32_an_example(case):
 def test_loss_is_the_weighted_sum_of_the_terms(case):
   _, _, metrics = _first(case)
   assert all(np.isfinite(value).all() for value in metrics.values())
-  # Term by term, so that no weight stands at another's place.
+  weighted = _weighted(metrics)
+  assert bool(weighted) == bool(methods.METHODS[CASES[case].method])
   expected = metrics['task'] + sum(
-    value * metrics[_reported(weight)]
-    for weight, value in WEIGHTS.items()
-    if _reported(weight) in metrics
+    WEIGHTS[weight] * values for weight, values in weighted.items()
   )
   np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)
-  names = map(_reported, WEIGHTS)
-  terms = [metrics[name] for name in names if name in metrics]
+  terms = list(weighted.values())
   if 'k=0' in case:
     assert np.all(metrics['talk/interact'] == 0)
     terms = [metrics['talk/message'], metrics['talk/state']]
@@ -407,20 +420,22 @@ def test_learns_with_one_compilation_and_a_fixed_teacher(case):
   made = _program(case)
   state, examples = _state(made.parts), _examples(made.task)
   frozen = jax.tree.map(np.array, _teacher(made.task))
-  _first(case)  # Compiled by now.
+  _first(case)  # Compiles the program, unless another test has.
   compiled = len(_compilations)
   rows = []
-  for ids in _ids(0, 30):
+  # Long enough for classes: at first the terms of a method, which are larger,
+  # outweigh cross-entropy.
+  for ids in _ids(0, LEARN_STEPS):
     state, metrics = made.step(state, examples, ids)
     rows.append(metrics)
   assert len(_compilations) == compiled
   jax.tree.map(np.testing.assert_array_equal, _teacher(made.task), frozen)
-  assert np.all(state.step == 30)
+  assert np.all(state.step == LEARN_STEPS)
   names = ['loss', 'task', *methods.METHODS[CASES[case].method]]
   for name in names:
     values = np.array([row[name] for row in rows])  # [steps, seeds]
     early, late = values[:6].mean(axis=0), values[-6:].mean(axis=0)
-    assert np.all(late < 0.85 * early), (name, early, late)
+    assert np.all(late < 0.7 * early), (name, early, late)
 
 
 @EVERY
@@ -447,7 +462,7 @@ def test_masked_rows_have_no_influence(case):
   one, metrics = made.step(state, clean, ids)
   two, its_metrics = made.step(state, garbage, ids)
   whole = _first(case)[2]
-  assert np.all(metrics['loss'] != whole['loss'])  # They did count before.
+  assert np.all(metrics['loss'] != whole['loss'])  # They count if unmasked.
   for name, value in metrics.items():
     if not name.endswith('spread'):
       np.testing.assert_allclose(
@@ -460,8 +475,15 @@ def test_masked_rows_have_no_influence(case):
   )
 
 
+def test_classes_are_not_trivial_to_learn():
+  """The teacher predicts every class, and none of them most of the time."""
+  shares = np.bincount(_examples('classes').y, minlength=CLASSES) / N
+  assert shares.min() > 0.1
+  assert shares.max() < 0.5
+
+
 def test_seeds_side_by_side_are_the_seeds_alone():
-  made = _program('td, rich')  # With all there is of noise and dropout.
+  made = _program('td, rich')  # The case with noise and dropout.
   alone = jax.jit(functools.partial(step_lib.train_step, **made.parts))
   together, examples = _state(made.parts), _examples()
   apart = [
@@ -575,7 +597,7 @@ def test_stages():
   before = states[0].params['student']
 
   def by_hand(p, g):
-    decay = 0.1 * p if p.ndim > 2 else 0  # One axis is that of seeds.
+    decay = 0.1 * p if p.ndim > 2 else 0  # The first axis is that of seeds.
     return p - 0.05 * (g + decay)
 
   jax.tree.map(
@@ -617,7 +639,7 @@ def _jitted_init():
 
 
 def _init(parts):
-  del parts  # Those of 'td'.
+  del parts  # They are those of 'td', which is compiled once.
   return _jitted_init()
 
 
@@ -670,7 +692,7 @@ def test_spread_does_not_see_masked_rows():
   )
 
 
-def test_needs_say_what_a_method_looks_at():
+def test_needs_are_what_a_method_looks_at():
   need = methods.Need
   states = {need.TEACHER, need.TEACHER_STATES, need.SAME_TOKENS}
   expected = {
@@ -726,7 +748,7 @@ def test_a_teacher_without_outputs_is_refused_where_they_are_needed(name):
 
 
 def _lesson(student, teacher):
-  """A lesson of states alone: pairs of (low, high) shapes without the batch."""
+  """A lesson with states of these (low, high) shapes, without the batch axis."""
 
   def side(shapes):
     states = types.States(*(jnp.ones((B, *shape)) for shape in shapes))
@@ -741,7 +763,41 @@ def _lesson(student, teacher):
   )
 
 
-@pytest.mark.parametrize('name', ['fd', 'fitnet', 'td'])
+def _needing(*needs):
+  """The methods with all of these needs on classes, where all can run."""
+  return [
+    name
+    for name in methods.METHODS
+    if set(needs)
+    <= methods.needs(
+      movielens_config.get_config(f'method={name}'), task_loss='cross_entropy'
+    )
+  ]
+
+
+def test_distances_of_distributions_are_refused_on_ratings():
+  for name in _needing(methods.Need.TEACHER_OUTPUT):
+    if not _allows('ratings', name):
+      continue
+    config = movielens_config.get_config(f'method={name}')
+    methods.check(config, task_loss='squared_error')
+    config.distill.logit_distance = 'kl'
+    with pytest.raises(errors.ConfigError, match="it must be 'l2'") as e:
+      methods.check(config, task_loss='squared_error')
+    assert '\n' not in str(e.value)
+    methods.check(config, task_loss='cross_entropy')
+
+
+def test_weights_inside_dkd_are_checked():
+  config = movielens_config.get_config('method=dkd')
+  config.distill.dkd_beta = -1.0
+  with pytest.raises(
+    errors.ConfigError, match=r'config\.distill\.dkd_beta is -1'
+  ):
+    methods.check(config, task_loss='cross_entropy')
+
+
+@pytest.mark.parametrize('name', _needing(methods.Need.SAME_TOKENS))
 @pytest.mark.parametrize(
   ('student', 'teacher', 'message'),
   [
@@ -757,7 +813,7 @@ def _lesson(student, teacher):
 def test_states_without_common_tokens_are_one_line(
   name, student, teacher, message
 ):
-  method = methods.build(name, config=_config(), task_loss='squared_error')
+  method = methods.build(name, config=_config(), task_loss='cross_entropy')
   with pytest.raises(errors.ConfigError) as e:
     method.init(jax.random.key(0), _lesson(student, teacher))
   assert message in str(e.value)
@@ -773,7 +829,7 @@ def test_a_lesson_of_several_teachers_has_no_single_one():
 
 @pytest.mark.parametrize('case', ['fd', 'td', 'td, low', 'fd, teacher'])
 def test_messages_are_those_of_the_loss(case):
-  """The distance of messages that the method offers is its own term."""
+  """The messages that a method offers are at the distance of its own term."""
   made = _program(case)
   before, _, metrics = _first(case)
   batch = _examples().take(jnp.asarray(_ids()[0][0]))

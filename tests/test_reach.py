@@ -1,9 +1,9 @@
-"""Which term of the loss reaches which parameters, and which it never does.
+"""Which parameters each term of the loss has a gradient for.
 
-The table below was worked out from the equations of sections 3.2 to 3.4 before
-any gradient was looked at. g is the student, h the teacher; E encodes, D
-decodes. Each group's gradient is either other than 0 in every leaf, or 0 in
-every element.
+The table TERMS was derived from the equations of sections 3.2 to 3.4 before any
+gradient was computed. g is the student and h the teacher; E encodes and D
+decodes. Each group's gradient is either nonzero in every leaf, or 0 in every
+element.
 """
 
 import functools
@@ -53,7 +53,7 @@ CHANNELS = {
 }
 
 
-def _talk(k=1, *, sends_high=True, original=False, **weights):
+def _talk(k=1, *, encodes_high=True, original=False, **weights):
   return talking.talking(
     weights=talking.Weights(
       **dict.fromkeys(talking.Weights._fields, 0.0) | weights
@@ -62,7 +62,7 @@ def _talk(k=1, *, sends_high=True, original=False, **weights):
     message=5,
     dropout=0.0,
     distance=losses.l2,
-    student_encodes_high=sends_high,
+    student_encodes_high=encodes_high,
     k=k,
     original_target=original,
   )
@@ -77,8 +77,8 @@ def _hint(**options):
   return hint.hint(hidden=8, dropout=0.0, distance=losses.l2, **options)
 
 
-# Term: (itself, what it reaches). The teacher's parts, 'h ...', are reached by
-# differentiating with respect to them on purpose; training never does.
+# Name: (term, groups with a gradient). The groups of the teacher, 'h ...', are
+# differentiated in these tests only; training never does that.
 TERMS = {
   'task': (task.task(losses.squared_error), 'low, high, head'),
   # d(y_g, y_h)
@@ -97,7 +97,8 @@ TERMS = {
   'hint, original': (_hint(original=True), 'low, high, D, h low, h high'),
   # Without an iteration there is no L_interact.
   'interact, k=0': (_talk(0, interact=1.0), ''),
-  # d(g, D_g(E_h(low_h', H(low_h')))), low_h' of D_h(E_g(g)): no h(x) in it.
+  # d(g, D_g(E_h(low_h', H(low_h')))) with low_h' from D_h(E_g(g)): it does not
+  # contain h(x).
   'interact, k=1': (
     _talk(1, interact=1.0),
     'low, high, E_g, E_h, D_g, D_h, h high',
@@ -106,7 +107,7 @@ TERMS = {
     _talk(2, interact=1.0),
     'low, high, E_g, E_h, D_g, D_h, h high',
   ),
-  # d(E_g(g), E_h(h)), however long the talk
+  # d(E_g(g), E_h(h)), for any number of iterations
   'message, k=0': (
     _talk(0, message=1.0),
     'low, high, E_g, E_h, h low, h high',
@@ -120,19 +121,19 @@ TERMS = {
     _talk(2, state=1.0),
     'low, high, E_g, E_h, D_g, D_h, h low, h high',
   ),
-  # One-sided messages: E_g(low_g). The high state is a target still.
+  # One-sided messages: E_g(low_g). The high state is still a target.
   'message, one-sided': (
-    _talk(1, message=1.0, sends_high=False),
+    _talk(1, message=1.0, encodes_high=False),
     'low, E_g, E_h, h low, h high',
   ),
   'interact, one-sided': (
-    _talk(1, interact=1.0, sends_high=False),
+    _talk(1, interact=1.0, encodes_high=False),
     'low, high, E_g, E_h, D_g, D_h, h high',
   ),
 }
 
 
-# Keeps the gradient where the optimizer's state would be, and moves nothing.
+# Stores the gradient as the optimizer's state and updates nothing.
 _SPY = optax.GradientTransformation(
   init=lambda params: (),
   update=lambda grads, state, params: (
@@ -181,7 +182,7 @@ def _teacher():
 
 
 def _alive(tree, seed):
-  """Positive biases, so that hardly a ReLU is dead for the whole batch."""
+  """Adds positive biases, so that few ReLUs are dead for the whole batch."""
   rng = np.random.default_rng(seed)
   return jax.tree.map(
     lambda leaf: (
@@ -194,7 +195,7 @@ def _alive(tree, seed):
 
 
 def _state(method):
-  """A state whose weights are drawn by NumPy: nothing is compiled for it."""
+  """A state with weights from NumPy, so that nothing is compiled for it."""
   made = jax.eval_shape(
     functools.partial(step.init, **_parts(method)),
     jnp.int32(0),
@@ -209,7 +210,7 @@ def _state(method):
 
 
 def _grads(method, state, teacher):
-  """Gradients of one train_step: of what it trains, and of the teacher."""
+  """Gradients of one train_step: (trained parameters, teacher)."""
   run = functools.partial(step.train_step, **_parts(method))
 
   def loss(teacher):
@@ -222,7 +223,7 @@ def _grads(method, state, teacher):
 
 @functools.cache
 def _all_grads():
-  """{term: gradients}, compiled as one program: much shorter than many."""
+  """{term: gradients}. One program for all compiles faster than many."""
   terms = {
     name: base.combine(it=(1.0, term)) for name, (term, _) in TERMS.items()
   }
@@ -314,7 +315,7 @@ def test_a_step_leaves_the_teacher_as_it_is():
     state, _batch(), teacher
   )
   jax.tree.map(np.testing.assert_array_equal, teacher, before)
-  # Nothing of the teacher's is in what is trained and saved.
+  # The training state, which is saved, holds no parameters of the teacher.
   shapes = [leaf.shape for leaf in jax.tree.leaves(after)]
   assert (8, TEACHER.hidden[2]) not in shapes
   moved = jax.tree.map(
@@ -323,7 +324,7 @@ def test_a_step_leaves_the_teacher_as_it_is():
   assert all(jax.tree.leaves(moved))
 
 
-# With state = message = 0 the teacher never sees x (section 6.1).
+# With the weights state = message = 0 the teacher never sees x (section 6.1).
 
 
 def _with_task(**weights):
@@ -353,8 +354,8 @@ def test_the_teacher_never_sees_x_without_consistency_losses():
   blind, its_metrics = jax.device_get(run(args[0], _nan_for_teacher(), args[2]))
   jax.tree.map(np.testing.assert_array_equal, blind, after)
   jax.tree.map(np.testing.assert_array_equal, its_metrics, metrics)
-  # Nor is it computed in vain: the program is as large as one that is given
-  # the teacher's states.
+  # The program does not compute the teacher's states needlessly either: it has
+  # as many operations as a program that receives them.
   side = _teacher_sides(_teacher(), _batch())['teacher']
   given = _batch()._replace(
     teacher_states={'teacher': (side.states, side.output)}

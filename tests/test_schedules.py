@@ -1,4 +1,4 @@
-"""Learning rates and weights at steps worked by hand."""
+"""Learning rates and weights, at steps whose values are worked by hand."""
 
 import jax
 from jax import numpy as jnp
@@ -57,7 +57,7 @@ def test_a_number_stays_a_number():
   assert schedules.build(0.0, start=5) == 0.0
 
 
-def test_knots_are_joined_by_straight_lines():
+def test_straight_lines_connect_knots():
   weight = schedules.build(((10, 1.0), (20, 3.0), (24, 0.0)))
   np.testing.assert_allclose(
     _at(weight, [0, 10, 15, 20, 21, 24, 500]),
@@ -70,7 +70,7 @@ def test_one_knot_is_a_constant():
   assert _at(schedules.build([(5, 0.5)]), [0, 5, 9]) == [0.5, 0.5, 0.5]
 
 
-def test_a_weight_is_nothing_before_its_start():
+def test_a_weight_is_0_before_its_start():
   constant = schedules.build(0.5, start=3)
   assert _at(constant, [0, 2, 3, 4]) == [0, 0, 0.5, 0.5]
   # Knots count steps of the run, not from the start.
@@ -86,7 +86,7 @@ def test_a_weight_can_be_compiled():
 @pytest.mark.parametrize(
   'spec', [0, 0.0, 1.5, ((0, 1.0),), [[0, 1], [500, 0.0]], ((3, 0), (4, 9))]
 )
-def test_sound_weights_pass(spec):
+def test_valid_weights_are_accepted(spec):
   schedules.check_weight('config.distill.weights.state', spec)
 
 
@@ -107,7 +107,7 @@ def test_sound_weights_pass(spec):
     ((0, 1.0, 2.0),),
   ],
 )
-def test_other_weights_are_refused_by_name(spec):
+def test_invalid_weights_are_refused_by_name(spec):
   with pytest.raises(errors.ConfigError) as caught:
     schedules.check_weight('config.distill.weights.state', spec)
   message = str(caught.value)

@@ -58,7 +58,7 @@ def _translate(p, vector):
 
 
 def _tokens(fn, *sequences):
-  """fn on each token of [t, d]; an example of an MLP is the vector itself."""
+  """Applies fn to each token of [t, d], or to the vector [d] of an MLP."""
   if sequences[0].ndim == 1:
     return fn(*sequences)
   rows = [fn(*vectors) for vectors in zip(*sequences, strict=True)]
@@ -74,15 +74,15 @@ def _d(a, b):
 class _Speaker:
   """E, D and the interpreting layer H[l+1..h] of one side."""
 
-  def __init__(self, weights, side, *, low, sends_high=True):
+  def __init__(self, weights, side, *, low, encodes_high=True):
     self._encoder = weights[f'{side}_encoder']['params']
     self._decoder = weights[f'{side}_decoder']['params']
     self._layer = weights[f'{side}_layer']['params']
-    self._low, self._sends_high = low, sends_high
+    self._low, self._encodes_high = low, encodes_high
 
   def encode(self, s, e):
     def one(s, e):
-      parts = [s, e] if self._sends_high else [s]
+      parts = [s, e] if self._encodes_high else [s]
       return _translate(self._encoder, np.concatenate(parts))
 
     return _tokens(one, s, e)
@@ -95,10 +95,10 @@ class _Speaker:
     return _tokens(lambda s: _relu(_dense(self._layer, s)), s)
 
 
-def _algorithm_1(weights, states, *, k, original, sends_high=True):
+def _algorithm_1(weights, states, *, k, original, encodes_high=True):
   """Lines 3 to 19 for one example; `states` are s_g, e_g, s_h, e_h."""
   s_g, e_g, s_h, e_h = states
-  g = _Speaker(weights, 'student', low=G_LOW, sends_high=sends_high)
+  g = _Speaker(weights, 'student', low=G_LOW, encodes_high=encodes_high)
   h = _Speaker(weights, 'teacher', low=H_LOW)
   m_g0 = g.encode(s_g, e_g)  # line 4
   m_h0 = h.encode(s_h, e_h)  # line 6
@@ -106,7 +106,7 @@ def _algorithm_1(weights, states, *, k, original, sends_high=True):
   d_h = h.decode(m_g0)
   state = _d(s_g, d_g[0]) + _d(e_g, d_g[1])
   state += _d(s_h, d_h[0]) + _d(e_h, d_h[1])
-  said = {
+  transcript = {
     'student_message': m_g0,
     'teacher_message': m_h0,
     'student_low': d_g[0],
@@ -125,12 +125,14 @@ def _algorithm_1(weights, states, *, k, original, sends_high=True):
     m_h = h.encode(s_h1, e_h1)  # line 13
     s_g1, e_g1 = g.decode(m_h)  # line 14
     target = (s_x, e_x) if original else (s_g, e_g)
-    said['interact'][i] = _d(target[0], s_g1) + _d(target[1], e_g1)  # line 15
-    said['answer'] = m_h
-    said['last_low'], said['last_high'] = s_g1, e_g1
+    transcript['interact'][i] = _d(target[0], s_g1) + _d(
+      target[1], e_g1
+    )  # line 15
+    transcript['answer'] = m_h
+    transcript['last_low'], transcript['last_high'] = s_g1, e_g1
     s_g, e_g = s_g1, g.interpret(s_g1)  # lines 16 and 17
     m_g = g.encode(s_g, e_g)  # line 18
-  return said
+  return transcript
 
 
 def _expected(weights, states, **options):
@@ -151,13 +153,13 @@ def _float64(tree):
 # The JAX side.
 
 
-class _Given(NamedTuple):
+class _Inputs(NamedTuple):
   weights: dict[str, Any]
   states: tuple[Any, ...]  # low_g, high_g, low_h, high_h
 
 
 def _roughen(tree, seed):
-  """Adds noise to every weight, so that no bias is 0 and no scale 1."""
+  """Adds noise to every weight, so that no bias is 0 and no scale is 1."""
   rng = np.random.default_rng(seed)
   return jax.tree.map(
     lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape).astype(np.float32),
@@ -166,7 +168,7 @@ def _roughen(tree, seed):
 
 
 @functools.cache
-def _given(rank, sends_high=True):
+def _inputs(rank, encodes_high=True):
   middle = {2: (), 3: (T,)}[rank]
   rng = np.random.default_rng(rank)
   low_g, high_g, low_h, high_h = (
@@ -176,16 +178,16 @@ def _given(rank, sends_high=True):
   message = jnp.zeros((B, *middle, MESSAGE))
   encoder, student, teacher = _modules()
   keys = jax.random.split(jax.random.key(0), 6)
-  sent = (low_g, high_g) if sends_high else (low_g,)
+  encoded = (low_g, high_g) if encodes_high else (low_g,)
   weights = {
-    'student_encoder': encoder.init(keys[0], sent, train=False),
+    'student_encoder': encoder.init(keys[0], encoded, train=False),
     'teacher_encoder': encoder.init(keys[1], (low_h, high_h), train=False),
     'student_decoder': student.init(keys[2], message, train=False),
     'teacher_decoder': teacher.init(keys[3], message, train=False),
     'student_layer': nn.Dense(G_HIGH).init(keys[4], low_g),
     'teacher_layer': nn.Dense(H_HIGH).init(keys[5], low_h),
   }
-  return _Given(_roughen(weights, seed=1), (low_g, high_g, low_h, high_h))
+  return _Inputs(_roughen(weights, seed=1), (low_g, high_g, low_h, high_h))
 
 
 def _modules(dropout=0.0):
@@ -220,33 +222,34 @@ def _speakers(weights, states):
   )
 
 
-def _named(transcript):
-  opening = transcript.opening
-  said = {
+def _named(result):
+  """A Transcript as a dictionary of arrays."""
+  opening = result.opening
+  transcript = {
     'student_message': opening.student_message,
     'teacher_message': opening.teacher_message,
     'student_low': opening.student_decoded.low,
     'student_high': opening.student_decoded.high,
     'teacher_low': opening.teacher_decoded.low,
     'teacher_high': opening.teacher_decoded.high,
-    'interact': transcript.interact.T,
+    'interact': result.interact.T,
   }
-  if transcript.answer is not None:
-    said['answer'] = transcript.answer
-    said['last_low'] = transcript.student_decoded.low
-    said['last_high'] = transcript.student_decoded.high
-  return said
+  if result.answer is not None:
+    transcript['answer'] = result.answer
+    transcript['last_low'] = result.student_decoded.low
+    transcript['last_high'] = result.student_decoded.high
+  return transcript
 
 
-def _score(said):
-  """One number that depends on everything that was said."""
+def _score(transcript):
+  """One number that depends on every array of a transcript."""
   return sum(
     np.cos(i + 1.0) * (value * (1 + 0.1 * value)).sum()
-    for i, (_, value) in enumerate(sorted(said.items()))
+    for i, (_, value) in enumerate(sorted(transcript.items()))
   )
 
 
-def _said(weights, states, **options):
+def _transcript(weights, states, **options):
   student, teacher = _speakers(weights, states)
   return _named(
     talk.converse(student, teacher, rng=jax.random.key(0), **options)
@@ -255,10 +258,10 @@ def _said(weights, states, **options):
 
 @functools.cache
 def _talk(k, original, unroll=True, remat=False):
-  """(what was said, gradient of its score by weights and states), by jit."""
+  """(transcript, gradients of its score by weights and states), compiled."""
 
   def score(weights, states):
-    said = _said(
+    transcript = _transcript(
       weights,
       states,
       k=k,
@@ -266,23 +269,23 @@ def _talk(k, original, unroll=True, remat=False):
       unroll=unroll,
       remat=remat,
     )
-    return _score(said), said
+    return _score(transcript), transcript
 
-  grads, said = jax.jit(jax.grad(score, argnums=(0, 1), has_aux=True))(
-    *_given(2)
+  grads, transcript = jax.jit(jax.grad(score, argnums=(0, 1), has_aux=True))(
+    *_inputs(2)
   )
-  return jax.device_get(said), jax.device_get(grads)
+  return jax.device_get(transcript), jax.device_get(grads)
 
 
-def _assert_said(said, expected):
+def _assert_same_transcript(transcript, expected):
   expected = {
     n: v for n, v in expected.items() if n not in ('message', 'state')
   }
-  assert said.keys() == expected.keys()
+  assert transcript.keys() == expected.keys()
   for name, value in expected.items():
-    assert said[name].shape == value.shape, name
+    assert transcript[name].shape == value.shape, name
     np.testing.assert_allclose(
-      said[name], value, rtol=2e-5, atol=2e-5, err_msg=name
+      transcript[name], value, rtol=2e-5, atol=2e-5, err_msg=name
     )
 
 
@@ -294,10 +297,12 @@ def _assert_said(said, expected):
   ('k', 'original'), [(0, False), (1, True), (3, False), (3, True)]
 )
 def test_transcript_is_algorithm_1(rank, k, original):
-  said = jax.jit(functools.partial(_said, k=k, original_target=original))(
-    *_given(rank)
+  transcript = jax.jit(
+    functools.partial(_transcript, k=k, original_target=original)
+  )(*_inputs(rank))
+  _assert_same_transcript(
+    transcript, _expected(*_inputs(rank), k=k, original=original)
   )
-  _assert_said(said, _expected(*_given(rank), k=k, original=original))
 
 
 def test_the_two_targets_agree_in_the_first_iteration_only():
@@ -308,7 +313,7 @@ def test_the_two_targets_agree_in_the_first_iteration_only():
   for i in (1, 2):
     gap = chained['interact'][:, i] - original['interact'][:, i]
     assert np.all(np.abs(gap) > 1e-3)
-  # The target is compared with; it is not what is talked about.
+  # The target is only compared with: the messages do not depend on it.
   np.testing.assert_array_equal(chained['answer'], original['answer'])
 
 
@@ -316,19 +321,19 @@ def test_the_two_targets_agree_in_the_first_iteration_only():
 def test_gradient_is_that_of_the_numpy_transcript(original):
   """Central differences of the float64 transcript, along random directions.
 
-  So nothing that Algorithm 1 lets through is stopped, in any of the weights,
+  This shows that no gradient of Algorithm 1 is stopped, for any of the weights,
   the teacher's layer and the states included.
   """
-  given = _given(2)
+  inputs = _inputs(2)
   _, grads = _talk(3, original)
-  grads = _Given(*_float64(grads))
-  point = _Given(*_float64(given))
+  grads = _Inputs(*_float64(grads))
+  point = _Inputs(*_float64(inputs))
   rng = np.random.default_rng(5)
 
   def score(at):
-    said = _expected(*at, k=3, original=original)
+    transcript = _expected(*at, k=3, original=original)
     return _score(
-      {n: v for n, v in said.items() if n not in ('message', 'state')}
+      {n: v for n, v in transcript.items() if n not in ('message', 'state')}
     )
 
   groups = [('weights', name) for name in point.weights]
@@ -385,7 +390,7 @@ def test_unroll_and_remat_change_neither_values_nor_gradients(
 @pytest.mark.parametrize('unroll', [False, True])
 @pytest.mark.parametrize('remat', [False, True])
 def test_loop_and_remat_are_in_the_program_as_asked(unroll, remat):
-  """Else the test above would compare a thing with itself."""
+  """Otherwise the test above would compare a program with itself."""
 
   def answer(weights, states):
     student, teacher = _speakers(weights, states)
@@ -398,16 +403,16 @@ def test_loop_and_remat_are_in_the_program_as_asked(unroll, remat):
       remat=remat,
     ).answer
 
-  text = str(jax.make_jaxpr(answer)(*_given(2)))
+  text = str(jax.make_jaxpr(answer)(*_inputs(2)))
   assert ('checkpoint' in text or 'remat' in text) == remat
   assert ('length=2' in text) and (('unroll=1' in text) == (not unroll))
 
 
 def test_k_must_be_static():
-  weights, states = _given(2)
+  weights, states = _inputs(2)
 
   def interact(k):
-    # Without the type check of the tests, which refuses it too.
+    # Unwrapped, because the type check of the tests refuses a tracer as well.
     return inspect.unwrap(talk.converse)(
       *_speakers(weights, states), rng=jax.random.key(0), k=k
     ).interact
@@ -416,7 +421,7 @@ def test_k_must_be_static():
     jax.jit(interact)(3)
 
 
-# Speakers that pass on what they hear: what is left of a conversation is noise.
+# Speakers that repeat what they receive, so that noise is all that changes it.
 
 
 def _echo(x):
@@ -438,7 +443,7 @@ def _echoed(x, key, k=2, noise=0.1, unroll=True):
 
 
 def _rows():
-  """[b, t, d] whose examples differ in scale by 10^6."""
+  """Examples [b, t, d] whose scales differ by up to 10^6."""
   x = np.random.default_rng(2).normal(size=(7, 30, 100))
   return jnp.asarray(x * 10.0 ** np.arange(-3, 4)[:, None, None], jnp.float32)
 
@@ -457,25 +462,25 @@ def test_zero_noise_is_noiseless():
 @pytest.mark.parametrize('unroll', [False, True])
 def test_noise_is_a_tenth_of_each_examples_rms(unroll):
   x, key = _rows(), jax.random.key(1)
-  heard = [np.asarray(x, np.float64)]
+  received = [np.asarray(x, np.float64)]
   costs = []
-  for k in (1, 2):  # The first iteration of a longer talk is the same.
+  for k in (1, 2):  # A longer conversation has the same first iteration.
     answer, costs = _echoed(x, key, k=k, unroll=unroll or k == 1)
-    heard.append(np.asarray(answer, np.float64))
+    received.append(np.asarray(answer, np.float64))
   drawn = []
-  for i, (before, after) in enumerate(itertools.pairwise(heard)):
+  for i, (before, after) in enumerate(itertools.pairwise(received)):
     ratio = _rms(after - before) / _rms(before)
-    # 3000 draws an example: the ratio's standard deviation is 1.3%.
+    # With 3000 draws per example the ratio's standard deviation is 1.3%.
     np.testing.assert_allclose(ratio, 0.1, rtol=0.06)
     np.testing.assert_allclose(ratio.mean(), 0.1, rtol=0.02)
-    # Both parts of the state, a mean each: twice the mean square.
+    # The cost adds the means of the low and the high state, which are equal.
     np.testing.assert_allclose(
       costs[i], 2 * _rms(after - before) ** 2, rtol=1e-4
     )
     drawn.append((after - before) / (0.1 * _rms(before)[:, None, None]))
   drawn = np.array(drawn)  # [k, b, t, d], each standard normal
   assert abs(drawn.mean()) < 0.02
-  # No iteration, example or token repeats another's noise.
+  # Noise differs between iterations, examples and tokens.
   for axis in (0, 1, 2):
     one, two = np.take(drawn, 0, axis), np.take(drawn, 1, axis)
     assert abs(np.corrcoef(one.ravel(), two.ravel())[0, 1]) < 0.15
@@ -525,24 +530,25 @@ def test_no_key_is_used_twice():
   ]
   with jax.disable_jit():
     talk.converse(*speakers, rng=jax.random.key(0), k=3)
-  # The opening: 4. A reply: interpret, encode, decode. A follow-up: as many.
+  # The opening uses 4 keys. Each of 3 replies uses 3, to interpret, encode and
+  # decode, and so does each of the 2 follow-ups.
   assert len(used) == 4 + 3 * 3 + 2 * 3
   assert len(set(used)) == len(used)
 
 
-# The conversation as a method: names of parameters, weights, who sends what.
+# The conversation as a method: parameter names, weights, one-sided messages.
 
 
-@pytest.mark.parametrize('sends_high', [True, False])
-def test_talking_weighs_the_three_losses(sends_high):
-  weights, states = _given(2, sends_high)
+@pytest.mark.parametrize('encodes_high', [True, False])
+def test_talking_weighs_the_three_losses(encodes_high):
+  weights, states = _inputs(2, encodes_high)
   method = talking.talking(
     weights=talking.Weights(interact=0.5, message=0.25, state=2.0),
     hidden=HIDDEN,
     message=MESSAGE,
     dropout=0.0,
     distance=losses.l2,
-    student_encodes_high=sends_high,
+    student_encodes_high=encodes_high,
     k=2,
   )
 
@@ -570,7 +576,7 @@ def test_talking_weighs_the_three_losses(sends_high):
   cost, terms = jax.jit(lambda params: method.loss(params, lesson))(params)
 
   expected = _expected(
-    weights, states, k=2, original=False, sends_high=sends_high
+    weights, states, k=2, original=False, encodes_high=encodes_high
   )
   interact = expected['interact']
   message, state = expected['message'], expected['state']
@@ -581,5 +587,5 @@ def test_talking_weighs_the_three_losses(sends_high):
   near(terms['message'], message)
   near(terms['state'], state)
   near(cost, 0.5 * interact.sum(axis=1) + 0.25 * message + 2 * state)
-  spoken = expected['student_message']
-  near(terms['spread'], ((spoken - spoken.mean(axis=0)) ** 2).mean(axis=1))
+  messages = expected['student_message']
+  near(terms['spread'], ((messages - messages.mean(axis=0)) ** 2).mean(axis=1))

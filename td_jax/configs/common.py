@@ -179,11 +179,11 @@ def optimizer() -> types.Config:
   return cfg
 
 
-def distill(**weights):
-  """How the methods teach; `weights` are those that are not 1."""
-  cfg = ml_collections.ConfigDict()
+def distill(**weights: Any) -> types.Config:
+  """The settings of all methods; `weights` replaces default weights of 1."""
+  cfg: Any = ml_collections.ConfigDict()
   cfg.weights = ml_collections.ConfigDict()
-  # Each a number or knots, such as ((0, 1.0), (500, 0.0)).
+  # Each weight is a number, or knots such as ((0, 1.0), (500, 0.0)).
   cfg.weights.logit = anything(1.0)  # LD, Hybrid, TD + LD.
   cfg.weights.dkd = anything(1.0)  # DKD.
   cfg.weights.feature = anything(1.0)  # FD, Hybrid.
@@ -192,21 +192,30 @@ def distill(**weights):
   cfg.weights.message = anything(1.0)  # TD: L_MC.
   cfg.weights.state = anything(1.0)  # TD: L_SC.
   cfg.weights.update(weights)
-  cfg.hidden = 256  # ReLU layer of encoders and decoders.
+  cfg.hidden = 256  # Width of the ReLU layer of encoders and decoders.
   cfg.message = 128  # Width of a message.
-  cfg.dropout = 0.0  # Inside encoders and decoders.
-  cfg.distance = 'l2'  # Of states and messages: l2, cosine, pearson, kl.
-  cfg.logit_distance = 'l2'  # Of outputs.
-  cfg.temperature = 1.0  # For kl and DKD.
-  cfg.dkd_alpha = 1.0  # DKD: weight of the target class.
-  cfg.dkd_beta = 8.0  # DKD: weight of the other classes.
-  cfg.interact_target = 'chained'  # Algorithm 1; or original, section 3.3.
-  cfg.student_encodes = 'low_and_high'  # Or low.
-  cfg.noise = 0.0  # On what the teacher interprets, in RMS; paper's is 0.1.
-  cfg.feature_target = 'both'  # FD: who learns; or teacher, which is fixed.
-  cfg.hint_direction = 'paper'  # FitNet: teacher into student; or original.
-  cfg.remat = False  # Recompute an iteration in the backward pass.
-  cfg.unroll = True  # Compile the iterations side by side.
+  cfg.dropout = 0.0  # Rate inside encoders and decoders.
+  cfg.distance = 'l2'  # Between states or messages: l2, cosine, pearson or kl.
+  cfg.logit_distance = 'l2'  # Between outputs; ratings allow l2 only.
+  cfg.temperature = 1.0  # T of the distance kl and of DKD.
+  cfg.dkd_alpha = 1.0  # DKD: weight of the target class (TCKD).
+  cfg.dkd_beta = 8.0  # DKD: weight of the other classes (NCKD).
+  # TD: what L_interact compares iteration i > 0 with. chained: the states that
+  # the student just interpreted (Algorithm 1); original: its states on the
+  # input (section 3.3).
+  cfg.interact_target = 'chained'
+  cfg.student_encodes = 'low_and_high'  # TD: or low, for one-sided messages.
+  # TD: noise on the state that the teacher interprets, in units of its RMS. The
+  # paper's ablation has 0.1.
+  cfg.noise = 0.0
+  # FD: both encoders learn (both), or the teacher's stays as it is initialised
+  # (teacher).
+  cfg.feature_target = 'both'
+  # FitNet: decode the teacher's states into the student's (paper, section 3.2),
+  # or the student's into the teacher's (original, Romero et al.).
+  cfg.hint_direction = 'paper'
+  cfg.remat = False  # TD: recompute iterations in the backward pass.
+  cfg.unroll = True  # TD: compile all iterations into one straight program.
   return cfg
 
 

@@ -1,6 +1,7 @@
-"""Distillation methods by name: the terms that join the task's loss.
+"""Distillation methods by name: the terms that are added to the task's loss.
 
-A new term is a file, a builder here and a line in `METHODS`.
+To add a method, write its term in a file of this folder, a builder below and a
+line in `METHODS`, and declare its weight in `configs/common.py:distill`.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from td_jax.methods.base import Lesson as Lesson
 from td_jax.methods.base import Method as Method
 from td_jax.methods.base import Need as Need
 
-# A weight in the config -> a number or a schedule.
+# From a weight in the config to a number or a schedule.
 Weigh = Callable[[schedules.Spec], base.Weight]
 Term = tuple[base.Weight, base.Method]
 
@@ -41,6 +42,8 @@ def _logit(config: types.Config, weigh: Weigh) -> Term:
 
 def _dkd(config: types.Config, weigh: Weigh) -> Term:
   distill = config.distill
+  for field in ('dkd_alpha', 'dkd_beta'):
+    schedules.check_weight(f'config.distill.{field}', distill[field])
   return weigh(distill.weights.dkd), dkd.dkd(
     alpha=distill.dkd_alpha,
     beta=distill.dkd_beta,
@@ -71,6 +74,7 @@ def _hint(config: types.Config, weigh: Weigh) -> Term:
 
 def _talking(config: types.Config, weigh: Weigh) -> Term:
   distill = config.distill
+  # Its three losses have weights of their own.
   return 1.0, talking.talking(
     weights=talking.Weights(
       interact=weigh(distill.weights.interact),
@@ -111,7 +115,7 @@ def build(
     name: A key of `METHODS`.
     config: A whole config, of which `k` and `distill` are read.
     task_loss: A key of `losses.TASK_LOSSES`.
-    start: The step before which the student learns from its task alone.
+    start: Before this step the student learns from its task alone.
 
   Returns:
     The task's loss plus the method's terms.
@@ -124,14 +128,14 @@ def build(
 
 
 def needs(config: types.Config, *, task_loss: str) -> base.Needs:
-  """What the method of a config needs; nothing for a teacher's own run."""
+  """The needs of the method of a config; none for a teacher's own run."""
   if config.method not in METHODS:
     return frozenset()
   return build(config.method, config=config, task_loss=task_loss).needs
 
 
 def check(config: types.Config, *, task_loss: str) -> None:
-  """Raises a ConfigError if the task or the teacher lack what a method needs."""
+  """Raises a ConfigError if the task or teacher lacks what the method needs."""
   required = needs(config, task_loss=task_loss)
   is_ratings = task_loss == 'squared_error'
   if base.Need.CLASS_LABELS in required and is_ratings:
@@ -148,6 +152,7 @@ def check(config: types.Config, *, task_loss: str) -> None:
       f'config.distill.logit_distance is {distance!r}, which compares '
       "distributions; a rating is one number, so it must be 'l2'."
     )
+  # A teacher that we train ourselves has no key `head`: it always has outputs.
   if config.teacher.get('head') == 'none':
     raise errors.ConfigError(
       "config.teacher.head is 'none', but config.method="

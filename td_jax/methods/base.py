@@ -1,7 +1,9 @@
-"""A distillation method is a pair of pure functions, as in optax.
+"""The interface of a distillation method: a pair of pure functions, as in optax.
 
-init(rng, lesson) -> params           its own parameters; {} if it has none
-loss(params, lesson) -> (cost, terms) cost [b]; terms {name: [b]} to report
+  init(rng, lesson) -> params            # Its own parameters, or {}.
+  loss(params, lesson) -> (cost, terms)  # [b], and {name: [b]} to report.
+
+The parameters are trained together with the student's. Terms are only reported.
 """
 
 from collections.abc import Callable
@@ -46,8 +48,9 @@ class Lesson(NamedTuple):
 
 
 class Need(enum.Enum):
-  """What a method requires of teacher, student, task or config."""
+  """What a method requires of the teacher, student, task or config."""
 
+  # The needs about a teacher's outputs or states come on top of this one.
   TEACHER = 'a frozen teacher'
   TEACHER_OUTPUT = "the teacher's outputs for the task"
   TEACHER_STATES = "the teacher's hidden states on the input"
@@ -75,7 +78,9 @@ class Method(NamedTuple):
 
 Weight = float | optax.Schedule
 NO_PARAMS: types.PyTree = {}
-FIXED = 'fixed'  # Parameters under this name are not even decayed.
+# The optimizer skips parameters under this name: even weight decay would change
+# them.
+FIXED = 'fixed'
 
 
 def stateless(
@@ -112,19 +117,24 @@ def tokens_differ(
 
 
 def is_off(weight: Weight) -> bool:
-  """Whether a term is never used, so that it need not be computed."""
+  """Whether a term's weight is 0 at every step, so that it is left out."""
   return not callable(weight) and weight == 0
 
 
 def scaled(weight: Weight, step: types.Array, cost: types.Array) -> Any:
-  """`cost` times `weight`, or times the schedule's value at `step`."""
+  """`cost` times `weight`, or times the schedule's value at `step`.
+
+  `cost` has any shape.
+  """
   return (weight(step) if callable(weight) else weight) * cost
 
 
 def weighted_sum(
   lesson: Lesson, costs: Mapping[str, tuple[Weight, types.PerExample]]
 ) -> tuple[types.PerExample, Terms]:
-  """(the sum of weight x cost, the costs by name)."""
+  """(the sum of weight x cost, the unweighted costs by name)."""
+  # Starts from zeros of the batch, so that without any term the cost is still
+  # float32 [b].
   total = jnp.zeros_like(lesson.batch.mask)
   for weight, cost in costs.values():
     total += scaled(weight, lesson.step, cost)
@@ -132,7 +142,17 @@ def weighted_sum(
 
 
 def combine(**terms: tuple[Weight, Method]) -> Method:
-  """The weighted sum of methods; parameters and reports go by name."""
+  """The weighted sum of methods.
+
+  Args:
+    **terms: (weight, method) by name. Their parameters and reports go by this
+      name.
+
+  Returns:
+    A method with the needs of all terms that are on, and with the messages of
+    the first of them that has any.
+  """
+  # A term that is off is neither initialised nor traced.
   terms = {name: term for name, term in terms.items() if not is_off(term[0])}
 
   def own(lesson: Lesson, number: int) -> Lesson:
@@ -140,10 +160,13 @@ def combine(**terms: tuple[Weight, Method]) -> Method:
     return lesson._replace(rng=jax.random.fold_in(lesson.rng, number))
 
   def init(rng: types.Key, lesson: Lesson) -> types.PyTree:
+    # Keys go by a term's position among those that are on, so a change of this
+    # order changes the results of every run.
     params = {
       name: method.init(jax.random.fold_in(rng, number), own(lesson, number))
       for number, (name, (_, method)) in enumerate(terms.items())
     }
+    # Terms without parameters leave no empty folder in checkpoints.
     return {name: tree for name, tree in params.items() if tree}
 
   def loss(

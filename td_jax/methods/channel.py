@@ -1,8 +1,8 @@
 """Encoders and decoders: states -> message -> states (sections 3.1, 6.2).
 
-Both are Dense -> ReLU -> LayerNorm -> Dropout -> Dense. The output is not
-normalised: a decoder must reach the raw scale of the states it decodes to.
-All work on the last axis, so a message of a ViT is one per token.
+Both are Dense -> ReLU -> LayerNorm -> Dropout -> Dense, applied to the last
+axis. So an MLP sends one message [b, m] per example, and a ViT sends one per
+token, [b, t, m].
 """
 
 from collections.abc import Sequence
@@ -16,36 +16,40 @@ from td_jax.models import layers
 
 
 class Encoder(nn.Module):
-  """States side by side -> one message."""
+  """E: a network's states, concatenated -> one message."""
 
-  hidden: int
-  message: int
-  dropout: float
+  hidden: int  # Width of the ReLU layer.
+  message: int  # Width of the message.
+  dropout: float  # Rate.
 
   @nn.compact
   def __call__(
     self, states: Sequence[jt.Float[jt.Array, '*b _']], *, train: bool
   ) -> types.Message:
-    together = jnp.concatenate(states, axis=-1)
-    return _translate(self, together, width=self.message, train=train)
+    concatenated = jnp.concatenate(states, axis=-1)
+    return _translate(self, concatenated, width=self.message, train=train)
 
 
 class Decoder(nn.Module):
-  """One message -> low and high states of the given widths."""
+  """D: one message -> low and high states."""
 
-  hidden: int
-  widths: tuple[int, int]
-  dropout: float
+  hidden: int  # Width of the ReLU layer.
+  widths: tuple[int, int]  # Widths of the low and of the high state.
+  dropout: float  # Rate.
 
   @nn.compact
   def __call__(self, message: types.Message, *, train: bool) -> types.States:
-    together = _translate(self, message, width=sum(self.widths), train=train)
-    return types.States(*jnp.split(together, [self.widths[0]], axis=-1))
+    # One network decodes both states, so they share its ReLU layer.
+    decoded = _translate(self, message, width=sum(self.widths), train=train)
+    return types.States(*jnp.split(decoded, [self.widths[0]], axis=-1))
 
 
-def _translate(module, values, *, width, train):
+def _translate(
+  module: Encoder | Decoder, values: types.Array, *, width: int, train: bool
+) -> types.Array:
   """Dense -> ReLU -> LayerNorm -> Dropout -> Dense, in `module`'s scope."""
   values = nn.relu(layers.Dense(module.hidden)(values))
   values = nn.LayerNorm()(values)
   values = layers.Dropout(module.dropout)(values, deterministic=not train)
+  # No norm after this layer: a decoder must reach the raw scale of the states.
   return layers.Dense(width)(values)

@@ -19,12 +19,12 @@ _REMOVED = -1e30
 
 
 def dkd(*, alpha: float, beta: float, temperature: float) -> base.Method:
-  """The teacher's outputs teach the target and the other classes separately.
+  """The divergence from the teacher's outputs, split at the target class.
 
   Args:
     alpha: The weight of the target class.
     beta: The weight of the other classes.
-    temperature: T.
+    temperature: T, by which the logits of both networks are divided.
   """
 
   def loss(lesson: base.Lesson) -> tuple[types.PerExample, base.Terms]:
@@ -59,9 +59,11 @@ def _log_parts(
   log_p = jax.nn.log_softmax(logits)
   target = jnp.sum(log_p, axis=-1, where=is_target)
   rest = jnp.where(is_target, _REMOVED, log_p)
-  # The rest of an unlikely target is nearly 1, so its logarithm is nearly 0:
-  # the sum over many classes would lose it in rounding, 1 - p does not.
+  # log(1 - p) of an unlikely target is nearly 0, and the rounding errors of a
+  # sum over many classes would hide it; log1p(-p) is exact there. For a likely
+  # target 1 - p may round to 0, but the sum does not.
   unlikely = target < jnp.log(0.5)
+  # -1 keeps the gradient of log1p finite where the sum is chosen.
   p_target = jnp.exp(jnp.where(unlikely, target, -1.0))
   log_rest = jnp.where(
     unlikely, jnp.log1p(-p_target), jax.nn.logsumexp(rest, axis=-1)

@@ -14,16 +14,16 @@ from td_jax.models import layers
 def feature(
   *, encoder: channel.Encoder, distance: losses.Distance, fixed_teacher: bool
 ) -> base.Method:
-  """Messages of student and teacher meet in a shared space.
+  """The distance between the messages of student and teacher.
 
   Args:
     encoder: Architecture of E_g and of E_h, each with its own weights.
     distance: d.
     fixed_teacher: Keep E_h as it was initialised. If both encoders learn, the
-      distance is smallest where both messages are constant; the reported
-      variance of messages shows whether that happens.
+      distance is smallest where both messages are constant. The reported
+      `spread`, the variance of messages, shows whether that happens.
   """
-  # The optimizer does not even decay what is under `FIXED`.
+  # The name decides whether the optimizer updates these parameters.
   teacher_name = base.FIXED if fixed_teacher else 'teacher'
 
   def init(rng: types.Key, lesson: base.Lesson) -> types.PyTree:
@@ -45,6 +45,7 @@ def feature(
       encoder,
       params[teacher_name],
       lesson.teacher.states,
+      # A fixed encoder makes targets, so it runs without dropout.
       key=None if fixed_teacher else teacher,
     )
     if fixed_teacher:
@@ -74,11 +75,16 @@ def feature(
 def message_variance(
   messages: types.Message, mask: types.Array
 ) -> types.PerExample:
-  """Squared distance [b] of each message from their mean over `mask` [b].
+  """The squared distance [b] of each message from the mean message.
 
   Its mean over the batch is the variance of messages; 0 means that they have
-  collapsed. Under pmap the mean is taken over the device's own share.
+  collapsed. Under pmap each device takes the mean over its own examples.
+
+  Args:
+    messages: [b, ..., m]
+    mask: [b]; padding does not count towards the mean message.
   """
+  # It is only reported.
   messages = lax.stop_gradient(messages)
   share = mask / jnp.maximum(mask.sum(), 1)
   mean = jnp.tensordot(share, messages, axes=1)[None]  # [1, ..., M]

@@ -1,4 +1,7 @@
-"""L_fitnet = d({s_g; e_g}, D_g({s_h; e_h})): FitNet (Romero et al., 2014)."""
+"""L_fitnet = d({s_g; e_g}, D_g({s_h; e_h})): FitNet (Romero et al., 2014).
+
+s is a low state and e a high state; g is the student and h the teacher.
+"""
 
 from jax import numpy as jnp
 
@@ -12,7 +15,7 @@ from td_jax.models import layers
 def hint(
   *, hidden: int, dropout: float, distance: losses.Distance, original: bool
 ) -> base.Method:
-  """One network's states, decoded into the other's.
+  """The distance between one network's states and the other's, decoded.
 
   Args:
     hidden: Width of the decoder's ReLU layer.
@@ -46,8 +49,8 @@ def hint(
   ) -> tuple[types.PerExample, base.Terms]:
     decoder, states, target = roles(lesson)
     decoded = layers.apply(decoder, params, states, key=lesson.rng)
-    # Asymmetric distances take (prediction, target), and the target is always
-    # on the teacher's side: here that is what was decoded from the teacher.
+    # Distances take (prediction, target), and the target is always on the
+    # teacher's side. By default that is the state decoded from the teacher's.
     pair = (decoded, target) if original else (target, decoded)
     return losses.between_states(distance, *pair), {}
 

@@ -6,10 +6,14 @@ from td_jax.methods import losses
 
 
 def logit(distance: losses.Distance) -> base.Method:
-  """The student's output follows the teacher's, [b] or [b, classes]."""
+  """The distance between the outputs of student and teacher.
+
+  Args:
+    distance: d, of outputs [b, classes], or [b, 1] for ratings.
+  """
 
   def loss(lesson: base.Lesson) -> tuple[types.PerExample, base.Terms]:
-    # Distances work on the last axis, so ratings [b] become [b, 1].
+    # Distances take the last axis, so ratings [b] become [b, 1].
     student, teacher = (
       side.output.reshape(len(side.output), -1)
       for side in (lesson.student, lesson.teacher)

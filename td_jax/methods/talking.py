@@ -2,9 +2,13 @@
 
 L = w_interact L_interact + w_message L_MC + w_state L_SC
 
-  L_MC = d(m_g0, m_h0)                       message consistency
-  L_SC = d((low_g, high_g), D_g(m_h0))       state consistency
+  L_interact = sum_i d((low_g, high_g)_i, D_g(m_h)_i)   over k iterations
+  L_MC = d(m_g0, m_h0)                                  message consistency
+  L_SC = d((low_g, high_g), D_g(m_h0))                  state consistency
        + d((low_h, high_h), D_h(m_g0))
+
+g is the student and h the teacher; m_g0 and m_h0 are their messages about the
+input. `talk.py` has the conversation and L_interact.
 """
 
 from collections.abc import Callable
@@ -75,6 +79,7 @@ def talking(
       'student_encoder': encoder.init(keys[0], encoded(student), train=False),
       'teacher_encoder': encoder.init(keys[1], teacher, train=False),
     }
+    # Both decoders read messages of one shape, so the teacher's serve for both.
     messages = encoder.apply(params['teacher_encoder'], teacher, train=False)
     return params | {
       'student_decoder': decoder(student).init(keys[2], messages, train=False),
@@ -109,7 +114,8 @@ def talking(
     )
     opening = transcript.opening
     d = functools.partial(losses.between_states, distance)
-    # Functions, so that a loss that is off is not even traced.
+    # Functions, because a loss that is off must not be traced: without L_MC and
+    # L_SC the compiler then drops the teacher's pass over x.
     costs: dict[str, Callable[[], types.PerExample]] = {
       'interact': lambda: transcript.interact.sum(axis=0),
       'message': lambda: distance(
@@ -145,6 +151,7 @@ def talking(
       layers.apply(encoder, params['teacher_encoder'], teacher),
     )
 
+  # The conversation itself interprets decoded states, not those on x.
   needs = {base.Need.TEACHER, base.Need.SAME_TOKENS, base.Need.ROUNDS}
   if not (base.is_off(weights.message) and base.is_off(weights.state)):
     needs.add(base.Need.TEACHER_STATES)

@@ -5,7 +5,11 @@ from td_jax.methods import losses
 
 
 def task(task_loss: losses.Distance) -> base.Method:
-  """The student learns from labels; see `losses.TASK_LOSSES`."""
+  """The loss of the student's output against the labels.
+
+  Args:
+    task_loss: A value of `losses.TASK_LOSSES`.
+  """
   return base.stateless(
     lambda lesson: (task_loss(lesson.student.output, lesson.batch.y), {})
   )
