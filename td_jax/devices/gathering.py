@@ -51,6 +51,6 @@ def all_gather_param(param: Any) -> Any:
   """Returns the whole of `param`; outside of `gathered_params`, `param` itself.
 
   Without this constraint XLA may leave a parameter in pieces and gather the
-  activations instead, which are larger.
+  activations of the whole batch instead.
   """
   return _gather.get()(param)

@@ -75,7 +75,7 @@ def npz(file: pathlib.Path, path: str) -> Iterator[Archive]:
       opened = stack.enter_context(zipfile.ZipFile(file))
       members = opened.infolist()
       names = [member.filename.removesuffix('.npy') for member in members]
-      # zipfile allows duplicates, and which of them it reads is undefined.
+      # zipfile allows duplicate names, but only one of the members could be read.
       for name, times in collections.Counter(names).most_common(1):
         if times > 1:
           raise ValueError(f'it holds {name!r} {times} times')

@@ -55,7 +55,7 @@ class Embed(nn.Module):
       tokens = self._with_class_token(tokens)
     return tokens
 
-  def _with_class_token(self, tokens: Tokens) -> Tokens:
+  def _with_class_token(self, tokens: Tokens) -> jt.Float[jt.Array, 'b t+1 d']:
     token = self.param('class_token', nn.initializers.zeros, (self.width,))
     token = jnp.broadcast_to(
       token.astype(self.dtype), (tokens.shape[0], 1, self.width)
