@@ -36,8 +36,8 @@ class Embed(nn.Module):
     batch, height, width, channels = x.shape
     if height % self.patch or width % self.patch:
       raise errors.ConfigError(
-        f'images are {height} x {width} pixels; both sides must be multiples of '
-        f'the patch, {self.patch}.'
+        f'images are {height} x {width} pixels; both sides must be multiples '
+        f'of the patch, {self.patch}.'
       )
     rows, columns = height // self.patch, width // self.patch
     # A convolution whose stride equals its size is one matrix product. CPUs
