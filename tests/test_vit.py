@@ -478,7 +478,7 @@ def test_gradients_are_finite_and_reach_every_parameter(changes):
   for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     assert np.all(np.isfinite(leaf)), name
-    # The bias of keys shifts all scores of a query alike, so softmax ignores it.
+    # The bias of keys shifts all scores of a query alike; softmax ignores it.
     assert np.any(leaf != 0) or name.endswith('key/bias'), name
 
 

@@ -75,7 +75,7 @@ def npz(file: pathlib.Path, path: str) -> Iterator[Archive]:
       opened = stack.enter_context(zipfile.ZipFile(file))
       members = opened.infolist()
       names = [member.filename.removesuffix('.npy') for member in members]
-      # zipfile allows duplicate names, but only one of the members could be read.
+      # zipfile allows duplicate names; only one member could then be read.
       for name, times in collections.Counter(names).most_common(1):
         if times > 1:
           raise ValueError(f'it holds {name!r} {times} times')
@@ -177,7 +177,7 @@ def _as_data_error(path: str, name: str | None = None) -> Iterator[None]:
     yield
   except errors.TdError:
     raise
-  # zipfile, zlib, NumPy and safetensors raise a dozen types of exceptions, which
+  # zipfile, zlib, NumPy and safetensors raise a dozen types of exceptions that
   # no documentation lists.
   except Exception as e:
     # A ValueError is this module's or NumPy's and explains itself; the text of

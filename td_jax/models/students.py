@@ -39,7 +39,8 @@ def _uniform(*, depth: int, teacher_depth: int) -> list[int]:
   return [round(i * last / max(depth - 1, 1)) for i in range(depth)]
 
 
-# (depth=, teacher_depth=) -> which of the teacher's blocks become the student's.
+# (depth=, teacher_depth=) -> the teacher's blocks that the student copies;
+# None if it copies nothing.
 INITS: dict[str, Callable[..., list[int]] | None] = {
   'first_n': _first_n,
   'uniform': _uniform,

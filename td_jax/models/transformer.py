@@ -36,8 +36,8 @@ class Embed(nn.Module):
     batch, height, width, channels = x.shape
     if height % self.patch or width % self.patch:
       raise errors.ConfigError(
-        f'images are {height} x {width} pixels; both sides must be multiples of '
-        f'the patch, {self.patch}.'
+        f'images are {height} x {width} pixels; both sides must be multiples '
+        f'of the patch, {self.patch}.'
       )
     rows, columns = height // self.patch, width // self.patch
     # A convolution whose stride equals its size is one matrix product. CPUs
@@ -55,7 +55,7 @@ class Embed(nn.Module):
       tokens = self._with_class_token(tokens)
     return tokens
 
-  def _with_class_token(self, tokens: Tokens) -> types.Array:
+  def _with_class_token(self, tokens: Tokens) -> jt.Float[jt.Array, 'b t+1 d']:
     token = self.param('class_token', nn.initializers.zeros, (self.width,))
     token = jnp.broadcast_to(
       token.astype(self.dtype), (tokens.shape[0], 1, self.width)
