@@ -345,7 +345,7 @@ def test_settings_of_another_network_are_named():
   settings = _settings('vit')
   settings.name = 'mlp'
   with pytest.raises(errors.ConfigError) as caught:
-    models.check('config.model', settings)
+    models.check('config.model', settings, {})
   message = str(caught.value)
   assert "config.model.name is 'mlp', which has no setting" in message
   assert 'patch' in message
@@ -353,7 +353,7 @@ def test_settings_of_another_network_are_named():
 
 def test_a_patch_must_divide_the_images():
   settings = _settings('vit')
-  models.check('config.model', settings)  # The image size is not known.
+  models.check('config.model', settings, {})  # The image size is not known.
   with pytest.raises(errors.ConfigError) as caught:
     models.check('config.model', settings, {'image_size': 225})
   message = str(caught.value)

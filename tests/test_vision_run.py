@@ -324,7 +324,11 @@ def test_a_wrong_teacher_leaves_nothing_that_stops_a_good_one(
 _WRONG = pytest.mark.parametrize(
   ('args', 'code', 'said'),
   [
-    (('--config.data.size=20',), 2, 'config.data.size is 20'),
+    (
+      ('--config.data.size=20',),
+      2,
+      'config.model.patch is 8, which does not divide config.data.size, 20;',
+    ),
     (('--config.data.classes=10',), 2, 'config.data.classes is 10'),
     (('--config.data.dataset=cifar10',), 65, 'To prepare it, run: python -c'),
     (('--config.data.dataset=cifar 10',), 2, "dataset 'cifar 10'"),
