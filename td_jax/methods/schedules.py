@@ -63,7 +63,7 @@ def build(spec: Spec, *, start: int = 0) -> float | optax.Schedule:
   steps = jnp.asarray([step for step, _ in knots], jnp.float32)
   values = jnp.asarray([value for _, value in knots], jnp.float32)
 
-  def schedule(step: types.Array | int) -> types.Array:
+  def schedule(step: Any) -> types.Array:
     value = jnp.interp(jnp.asarray(step, jnp.float32), steps, values)
     return jnp.where(step < start, 0.0, value)
 
