@@ -155,7 +155,7 @@ def test_limit_is_a_balanced_subset_for_all_seeds(config):
     ({'data.augment': 'nine'}, "Did you mean 'none'"),
     (
       {'data.size': 20},
-      'config.model.patch is 8, but config.data.size is 20; the size',
+      'config.model.patch is 8, which does not divide config.data.size, 20',
     ),
     ({'data.area': (0.5, 0.1)}, 'config.data.area is'),
     ({'data.area': (0.5,)}, 'config.data.area is'),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from jax import numpy as jnp
 import optax
 
@@ -63,7 +64,7 @@ def build(spec: Spec, *, start: int = 0) -> float | optax.Schedule:
   steps = jnp.asarray([step for step, _ in knots], jnp.float32)
   values = jnp.asarray([value for _, value in knots], jnp.float32)
 
-  def schedule(step: Any) -> types.Array:
+  def schedule(step: jax.typing.ArrayLike) -> types.Array:
     value = jnp.interp(jnp.asarray(step, jnp.float32), steps, values)
     return jnp.where(step < start, 0.0, value)
 
