@@ -247,7 +247,7 @@ def main() -> None:
 
   from td_jax.run import environment
 
-  figures = {
+  figures: dict[str, Any] = {
     'streams': streams,
     'augment': augment,
     'mean_jpeg_bytes': size,

@@ -186,7 +186,9 @@ def _make_from_columns(data: types.Config) -> feed.MakeBatch:
   """(columns, ids [b], key) -> Batch with x float32 [b, size, size, 3]."""
   scale = preprocess.Scale(data.mean, data.std)
 
-  def make_batch(columns, ids, key):
+  def make_batch(
+    columns: types.Batch, ids: types.PyTree, key: types.Key | None
+  ) -> types.Batch:
     batch = columns.take(ids)
     if key is None or data.augment == 'none':
       x = preprocess.resize(batch.x, data.size)
@@ -209,7 +211,9 @@ def _make_from_stream(data: types.Config) -> feed.MakeBatch:
   """(_, Batch of uint8, _) -> Batch with x float32 [b, size, size, 3]."""
   scale = preprocess.Scale(data.mean, data.std)
 
-  def make_batch(columns, batch, key):
+  def make_batch(
+    columns: types.PyTree, batch: types.Batch, key: types.Key | None
+  ) -> types.Batch:
     del columns, key  # The host has already cropped and flipped.
     x = batch.x.astype(np.float32)  # cast to fp32: grey levels are uint8
     return batch._replace(x=preprocess.normalize(x, scale))

@@ -66,7 +66,7 @@ def _crop(image: Any, draws: Any, *, area: tuple[float, float]) -> Any:
   """Returns a random crop of a file: uint8 [rows, columns, 3]."""
   import tensorflow as tf
 
-  def box(shape):
+  def box(shape: Any) -> Any:
     height, width = (tf.cast(shape[axis], tf.float32) for axis in (0, 1))
     edges = preprocess.crop_box(
       draws, height, width, area=area, aspect=preprocess.ASPECT, xp=tf

@@ -87,7 +87,7 @@ def example(feed: Feed) -> types.Batch:
 def padded(columns: types.Batch, length: int) -> types.Batch:
   """Appends rows with mask 0 to `columns` [n, ...], up to [length, ...]."""
 
-  def pad(leaf):
+  def pad(leaf: np.ndarray) -> np.ndarray:
     widths = [(0, length - len(leaf))] + [(0, 0)] * (leaf.ndim - 1)
     return np.pad(leaf, widths)
 
@@ -102,36 +102,46 @@ def take(
   return columns.take(ids)
 
 
-def _resident(columns, make_batch):
+def _resident(columns: types.Batch, make_batch: MakeBatch) -> Feed:
   size = len(columns.mask)
   examples = int(np.count_nonzero(columns.mask))
 
-  def train_rows(seed, batch, start, stop, host_slice):
+  def train_rows(
+    seed: int, batch: int, start: int, stop: int, host_slice: slice
+  ) -> types.PyTree:
     return shuffle.batches(
       seed=seed, examples=examples, batch_size=batch, start=start, stop=stop
     )[:, host_slice]
 
-  def eval_batches(batch, host_slice):
+  def eval_batches(
+    batch: int, host_slice: slice
+  ) -> Iterator[tuple[types.PyTree, types.PyTree]]:
     ids, mask = shuffle.padded(size, batch)
     yield ids[:, host_slice], mask[:, host_slice]
 
   return Feed(size, columns, make_batch, train_rows, eval_batches)
 
 
-def _streamed(stream, make_batch):
-  def train_rows(seed, batch, start, stop, host_slice):
+def _streamed(stream: Stream, make_batch: MakeBatch) -> Feed:
+  def train_rows(
+    seed: int, batch: int, start: int, stop: int, host_slice: slice
+  ) -> types.PyTree:
     batches = [
       stream.train(seed, step, batch, host_slice) for step in range(start, stop)
     ]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
-  def eval_batches(batch, host_slice):
+  def eval_batches(
+    batch: int, host_slice: slice
+  ) -> Iterator[tuple[types.PyTree, types.PyTree]]:
     for rows in stream.whole(batch, host_slice):
       yield jax.tree.map(lambda leaf: leaf[None], rows), rows.mask[None]
 
   return Feed(0, (), make_batch, train_rows, eval_batches)
 
 
-def _unchanged(columns, batch, key):
+def _unchanged(
+  columns: types.PyTree, batch: types.Batch, key: types.Key | None
+) -> types.Batch:
   del columns, key  # The stream delivered everything.
   return batch

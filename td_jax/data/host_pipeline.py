@@ -35,8 +35,8 @@ _CROPS = 17  # Separates the random numbers of crops from those of the order.
 class Host(NamedTuple):
   """The slice of every global batch that is wanted: the index-th of count."""
 
-  index: int = 0
-  count: int = 1
+  index: int = 0  # pyright: ignore[reportIncompatibleMethodOverride]
+  count: int = 1  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 _ONLY_HOST = Host()
@@ -218,7 +218,7 @@ class Stream:
     tfds_lib.module()  # First, since it configures TensorFlow.
     import tensorflow as tf
 
-    def rounded(image, draws):
+    def rounded(image: Any, draws: Any) -> Any:
       pixels = decode(image, draws)
       pixels.set_shape((size, size, 3))
       return tf.cast(pixels + 0.5, tf.uint8)  # The cast truncates.
@@ -273,7 +273,7 @@ class Stream:
     stop = self.steps or np.iinfo(np.int64).max
     kinds = (tf.string, tf.float32, tf.int32, tf.float32)
 
-    def read(step):
+    def read(step: Any) -> tuple[Any, ...]:
       columns = tf.numpy_function(self._read, [step], kinds)
       for column, rest in zip(
         columns, ([], [preprocess.DRAWS], [], []), strict=True
@@ -281,7 +281,9 @@ class Stream:
         column.set_shape([self._local, *rest])
       return tuple(columns)
 
-    def decode(image, draws, label, mask):
+    def decode(
+      image: Any, draws: Any, label: Any, mask: Any
+    ) -> tuple[Any, Any, Any]:
       return self._decode(image, draws), label, mask
 
     data = tf.data.Dataset.range(step, stop)

@@ -81,7 +81,7 @@ def augment(
   height, width = images.shape[1:3]
   draws = jax.vmap(lambda key: jax.random.uniform(key, (DRAWS,)))(keys)
 
-  def matrices(draw):
+  def matrices(draw: jax.Array) -> tuple[jax.Array, jax.Array]:
     top, left, rows, columns = crop_box(
       draw, height, width, area=area, aspect=aspect, xp=jnp
     )

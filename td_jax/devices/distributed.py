@@ -6,6 +6,7 @@ TPU pods are recognised by themselves. Elsewhere, set
 """
 
 import os
+from typing import Any
 
 from td_jax import errors
 
@@ -38,7 +39,7 @@ def initialize(mode: str) -> None:
     return
   values = [os.environ.get(name, '') for name in _VARIABLES]
   address, count, number = values
-  arguments = {}
+  arguments: dict[str, Any] = {}
   if any(values):
     if not (all(values) and count.isdigit() and number.isdigit()):
       raise errors.ConfigError(

@@ -65,8 +65,9 @@ def build(spec: Spec, *, start: int = 0) -> float | optax.Schedule:
   values = jnp.asarray([value for _, value in knots], jnp.float32)
 
   def schedule(step: jax.typing.ArrayLike) -> types.Array:
-    value = jnp.interp(jnp.asarray(step, jnp.float32), steps, values)
-    return jnp.where(step < start, 0.0, value)
+    now = jnp.asarray(step)
+    value = jnp.interp(now.astype(jnp.float32), steps, values)
+    return jnp.where(now < start, 0.0, value)
 
   return schedule
 

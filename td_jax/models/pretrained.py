@@ -29,7 +29,7 @@ from td_jax.models import vit
 
 # The fields of `vit.ViT` that say how to run a network. A checkpoint has none
 # of them, and they do not change its parameters' names and shapes here.
-_RUNNING = {
+_RUNNING: dict[str, Any] = {
   'split': (1, 2),
   'dropout': 0.0,
   'dtype': 'float32',

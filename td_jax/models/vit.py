@@ -157,21 +157,21 @@ class ViT(split_lib.Network):
       )
 
   def low(self, x: transformer.Images, *, train: bool) -> transformer.Tokens:
-    """H[1..l](x): tokens [b, t, d] after block l."""
+    """`H[1..l](x)`: tokens [b, t, d] after block l."""
     tokens = self._embed(x, train)
     return self._run(tokens, 0, self.split[0], train).astype(jnp.float32)
 
   def interpret(
     self, low: transformer.Tokens, *, train: bool
   ) -> transformer.Tokens:
-    """H[l+1..h](low): tokens [b, t, d] after block h."""
+    """`H[l+1..h](low)`: tokens [b, t, d] after block h."""
     tokens = low.astype(self._dtype)
     return self._run(tokens, *self.split, train).astype(jnp.float32)
 
   def output(
     self, high: transformer.Tokens, *, train: bool
   ) -> jt.Float[jt.Array, 'b _']:
-    """H[h+1..n](high): logits [b, classes]."""
+    """`H[h+1..n](high)`: logits [b, classes]."""
     tokens = high.astype(self._dtype)
     tokens = self._run(tokens, self.split[1], self.depth, train)
     *_, output = self._finish(tokens).values()

@@ -185,7 +185,11 @@ def run(
         outcome = _train_teachers(config, watch)
       else:
         outcome = _train(config, watch)
-      row = {'what': what, 'column': column, 'settings': settings} | outcome
+      row: dict[str, Any] = {
+        'what': what,
+        'column': column,
+        'settings': settings,
+      } | outcome
       results_log.append(file, row)
     mean = row['validation']['mean']
     log(f'{what} {column} {settings}: {mean:.5f}, {row["seconds"]:.0f} s')

@@ -22,7 +22,9 @@ FILE = 'metrics.jsonl'
 class NoLog:
   """Used by processes that leave the writing to another."""
 
-  def write(self, step: int, values: Mapping[str, np.ndarray], **more) -> None:
+  def write(
+    self, step: int, values: Mapping[str, np.ndarray], **more: float | None
+  ) -> None:
     """Ignores the row."""
 
   def close(self) -> None:

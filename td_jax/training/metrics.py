@@ -21,7 +21,9 @@ class Metric(NamedTuple):
 _SquaredError = clu_metrics.Average.from_output('squared_error')
 
 
-def _squared_error(output, batch):
+def _squared_error(
+  output: types.Array, batch: types.Batch
+) -> clu_metrics.Metric:
   return _SquaredError.from_model_output(
     squared_error=losses.squared_error(output, batch.y), mask=batch.mask
   )
@@ -30,10 +32,10 @@ def _squared_error(output, batch):
 _Correct = clu_metrics.Average.from_output('correct')
 
 
-def _correct(output, batch):
-  found = output.argmax(axis=-1) == batch.y
+def _correct(output: types.Array, batch: types.Batch) -> clu_metrics.Metric:
+  is_correct = output.argmax(axis=-1) == batch.y
   return _Correct.from_model_output(
-    correct=found.astype(jnp.float32), mask=batch.mask
+    correct=is_correct.astype(jnp.float32), mask=batch.mask
   )
 
 

@@ -1,5 +1,7 @@
 """The optimizer of student and method parameters."""
 
+from collections.abc import Callable
+from typing import Any
 from typing import NamedTuple
 
 import jax
@@ -12,10 +14,12 @@ from td_jax import types
 from td_jax.methods import base
 from td_jax.methods import schedules
 
-_REMEMBERED = 0.99  # Of the running mean of losses, from step to step.
+_REMEMBERED = 0.99  # Decay of the running mean of losses, per step.
 
 
-def _adamw(config, rate):
+def _adamw(
+  config: types.Config, rate: optax.Schedule
+) -> optax.GradientTransformation:
   return optax.chain(
     _scale_by_adam(),
     optax.add_decayed_weights(config.weight_decay, mask=_is_table_or_matrix),
@@ -23,14 +27,21 @@ def _adamw(config, rate):
   )
 
 
-def _scale_by_adam(b1=0.9, b2=0.999, eps=1e-8):
-  """optax.scale_by_adam, its bias corrections taken out of the arrays.
+def _scale_by_adam(
+  b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+) -> optax.GradientTransformation:
+  """optax.scale_by_adam, with the bias corrections applied as scalars.
 
-  One division an element in place of three, which a CPU takes longest for.
+  Each element then needs one division instead of three, and divisions are what
+  a CPU spends most of this update on.
   """
   adam = optax.scale_by_adam(b1, b2, eps)
 
-  def update(updates, state, params=None):
+  def update(
+    updates: types.PyTree,
+    state: Any,  # optax.ScaleByAdamState, which optax does not promise.
+    params: types.PyTree = None,
+  ) -> tuple[types.PyTree, optax.ScaleByAdamState]:
     del params  # Adam looks at gradients only.
     count = optax.safe_increment(state.count)
     mu = jax.tree.map(lambda g, m: b1 * m + (1 - b1) * g, updates, state.mu)
@@ -44,7 +55,9 @@ def _scale_by_adam(b1=0.9, b2=0.999, eps=1e-8):
   return optax.GradientTransformation(adam.init, update)
 
 
-def _sgd(config, rate):
+def _sgd(
+  config: types.Config, rate: optax.Schedule
+) -> optax.GradientTransformation:
   return optax.chain(
     optax.add_decayed_weights(config.weight_decay, mask=_is_table_or_matrix),
     optax.sgd(rate, momentum=config.momentum),
@@ -53,35 +66,43 @@ def _sgd(config, rate):
 
 class SpikeState(NamedTuple):
   inner: types.PyTree
-  mean: types.Array  # float32 []: of the losses so far.
-  skipped: types.Array  # int32 []: steps.
+  mean: types.Array  # float32 []: running mean of the losses.
+  skipped: types.Array  # int32 []: number of skipped steps.
 
 
 def skip_spikes(
   inner: optax.GradientTransformation, above: float
 ) -> optax.GradientTransformationExtraArgs:
-  """`inner`, but for steps whose loss is above so many times the mean.
+  """Skips the steps of `inner` whose loss exceeds a multiple of the mean.
 
-  Such a step changes nothing and is counted. The running mean takes it as if
-  it were at the limit, so that losses that stay high are trained on in time.
+  A skipped step changes nothing and is counted. It enters the running mean as if
+  its loss were at the limit, so that the mean rises and losses that stay high
+  are trained on after a while.
 
   Args:
     inner: Updates in the other steps.
-    above: Times the running mean of the loss, `value` of the update.
+    above: The limit, as a multiple of the running mean. The loss is the argument
+      `value` of the update.
   """
 
-  def init(params):
+  def init(params: types.PyTree) -> SpikeState:
     return SpikeState(inner.init(params), jnp.float32(0), jnp.int32(0))
 
-  def update(updates, state, params=None, **extra):
+  def update(
+    updates: types.PyTree,
+    state: Any,  # SpikeState.
+    params: types.PyTree = None,
+    **extra: Any,
+  ) -> tuple[types.PyTree, SpikeState]:
     value = extra['value']
-    mean = jnp.where(state.mean > 0, state.mean, value)  # The first is its own.
+    # The first step has no mean yet: its own loss takes that place.
+    mean = jnp.where(state.mean > 0, state.mean, value)
     limit = above * mean
     spike = value > limit
-    found = inner.update(updates, state.inner, params)
-    kept = (jax.tree.map(jnp.zeros_like, updates), state.inner)
+    taken = inner.update(updates, state.inner, params)
+    skipped = (jax.tree.map(jnp.zeros_like, updates), state.inner)
     updates, after = jax.tree.map(
-      lambda old, new: jnp.where(spike, old, new), kept, found
+      lambda old, new: jnp.where(spike, old, new), skipped, taken
     )
     mean += (1 - _REMEMBERED) * (jnp.minimum(value, limit) - mean)
     return updates, SpikeState(after, mean, state.skipped + spike)
@@ -98,15 +119,16 @@ def build(
   """Clip, then the named optimizer, over {'student': ..., 'method': ...}.
 
   Args:
-    config: `optim` of a config.
-    steps: Of the whole run.
-    stages: (n1, n2) of section 6.5: the student alone for n1 steps, then the
-      communication alone for n2, then both. (0, 0) trains all from the start.
+    config: The block `optim` of a config.
+    steps: Number of steps of the whole run.
+    stages: (n1, n2) of section 6.5: the student trains alone for n1 steps, then
+      the communication alone for n2, then both. (0, 0) trains both from the
+      start.
 
   Returns:
     The transformation; one that skips steps takes the loss as `value`. A group
-    that rests gets updates of 0, its moments stay as they are, and its learning
-    rate has that many steps less to run.
+    that does not train gets updates of 0, its moments stay as they are, and the
+    schedule of its learning rate is shorter by that many steps.
   """
   optimizer = _build(config, steps, stages)
   if config.skip_loss_above:
@@ -114,13 +136,15 @@ def build(
   return optimizer
 
 
-def _build(config, steps, stages):
+def _build(
+  config: types.Config, steps: int, stages: tuple[int, int]
+) -> optax.GradientTransformation:
   errors.choose('config.optim.name', config.name, OPTIMIZERS)
   clip = optax.identity()
   if config.clip:
     clip = optax.clip_by_global_norm(config.clip)
 
-  def rule(steps):
+  def rule(steps: int) -> optax.GradientTransformation:
     rate = schedules.learning_rate(
       config.learning_rate,
       warmup=config.warmup,
@@ -134,7 +158,9 @@ def _build(config, steps, stages):
     return optax.chain(clip, rule(steps))
   rests = {'student': (alone, apart), 'method': (0, alone)}
 
-  def each_group(make):
+  def each_group(
+    make: Callable[[int], optax.GradientTransformation],
+  ) -> optax.GradientTransformation:
     return optax.transforms.partition(
       {
         group: optax.conditionally_mask(
@@ -148,18 +174,19 @@ def _build(config, steps, stages):
       },
     )
 
-  # Who rests is silenced first, so that it does not count for the clip.
+  # Gradients of a resting group are zeroed first, so that they do not count
+  # towards the norm that is clipped.
   silence = each_group(lambda steps: optax.identity())
   return optax.chain(silence, clip, each_group(rule))
 
 
-def _outside(start, stop):
-  """Whether a step is outside [start, stop): when a group learns."""
+def _outside(start: int, stop: int) -> Callable[..., types.Array]:
+  """Tells whether a step is outside [start, stop), so that a group trains."""
   return lambda step, **unused: (step < start) | (step >= stop)
 
 
-def _is_table_or_matrix(params):
-  """What is decayed: not biases and norms, nor what a method holds fixed."""
+def _is_table_or_matrix(params: types.PyTree) -> types.PyTree:
+  """True for leaves with weight decay: no biases, norms or fixed parameters."""
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: (
       leaf.ndim > 1 and jax.tree_util.DictKey(base.FIXED) not in path

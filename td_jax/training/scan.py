@@ -47,8 +47,10 @@ def train(
   teachers, columns = fixed
   one_step = functools.partial(step, axis_name=axis_name)
 
-  @jax.jit  # So that it is traced once, not once a seed.
-  def seed_step(state, row):
+  @jax.jit  # So that it is traced once rather than once per seed.
+  def seed_step(
+    state: types.PyTree, row: types.PyTree
+  ) -> tuple[types.PyTree, types.PyTree]:
     with jax.named_scope('take'):
       batch = make_batch(columns, row, step_lib.input_key(state))
     return one_step(state, batch, teachers)
@@ -56,7 +58,9 @@ def train(
   if not unroll_seeds:
     return lax.scan(jax.vmap(seed_step), state, rows)
 
-  def each_seed(states, row):
+  def each_seed(
+    states: list[types.PyTree], row: types.PyTree
+  ) -> tuple[list[types.PyTree], types.PyTree]:
     seeds = range(len(states))
     pairs = [seed_step(states[i], _at(row, i)) for i in seeds]
     return [state for state, _ in pairs], _stack([m for _, m in pairs])
@@ -91,7 +95,9 @@ def evaluate(
   `step` measures.
   """
 
-  def body(_, row_and_mask):
+  def body(
+    _: None, row_and_mask: tuple[types.PyTree, types.Array]
+  ) -> tuple[None, types.PyTree]:
     row, mask = row_and_mask
     batch = make_batch(columns, row, None)
     batch = batch._replace(mask=batch.mask * mask)

@@ -122,7 +122,9 @@ def train_step(
   student_key, method_key = jax.random.split(rng)
   count = _total(batch.mask, axis_name)
 
-  def loss_fn(params):
+  def loss_fn(
+    params: types.PyTree,
+  ) -> tuple[types.Array, dict[str, types.Array]]:
     lesson = base.Lesson(
       student=split.side(model, params['student'], batch.x, key=student_key),
       teachers=teacher_sides(teachers, batch),
