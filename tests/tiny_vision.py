@@ -21,7 +21,7 @@ SIZES = {'train': 24, 'validation': 9, 'test': 60}
 
 def picture(seed):
   """(uint8 [24, 32, 3], label): of a colour that hints at the label."""
-  import tiny_images  # Its TensorFlow is for whoever writes images.
+  import tiny_images  # Imported here: only tests that write images need TensorFlow.
 
   pixels, label = tiny_images.pixels(seed) // 2, seed % CLASSES
   pixels[..., label] += 40

@@ -79,7 +79,7 @@ def vit(*, depth: int, split: tuple[int, int], **settings: Any) -> types.Config:
   cfg.pre_logits_width = 0  # 0: the head follows the pooled token directly.
   cfg.layer_scale = 0.0  # Initial scale of residual branches; 0: no LayerScale.
   cfg.gelu = 'tanh'  # tanh (an approximation) or exact.
-  cfg.eps = 1e-6  # Of every LayerNorm.
+  cfg.eps = 1e-6  # Epsilon of every LayerNorm.
   cfg.dropout = 0.0
   cfg.dtype = 'bfloat16'  # Blocks compute in it; choose float32 on CPUs.
   cfg.remat = True  # Recompute blocks in the backward pass, to save memory.

@@ -35,8 +35,8 @@ GENRES = (
   'Sci-Fi',
   'War',
 )
-_TRAIN_SHARE = 0.9  # Of all ratings; the rest is the test split.
-_FIT_SHARE = 0.9  # Of the training part; the rest is validation.
+_TRAIN_SHARE = 0.9  # Share of all ratings; the rest is the test split.
+_FIT_SHARE = 0.9  # Share of the training part; the rest is validation.
 _PENALTIES = (0.5, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30)
 _SWEEPS = 30  # Alternations after which the biases no longer change.
 _Biases = tuple[np.floating, np.ndarray, np.ndarray]  # (mean, users, movies)

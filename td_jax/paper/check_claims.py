@@ -25,7 +25,7 @@ _OTHERS = {
 
 
 class _Claim(NamedTuple):
-  section: str  # Of the paper.
+  section: str  # The paper's section.
   text: str
   holds: Sequence[bool]  # One for each column.
   least: int  # In how many columns it should hold.

@@ -195,7 +195,7 @@ def _draw_arrow(axes: Any, at: int, row: _Row, *, left: bool) -> None:
 
 
 def _finding(rows: Sequence[_Row]) -> str:
-  """The title: which row gains most, and which ones cannot be told from it."""
+  """The title: the row that gains most, and its statistical ties."""
   # Computed, so that new results cannot leave an old claim behind.
   best = max(rows, key=lambda row: row.mean)
   gain = f'{best.mean:+.2f}'

@@ -46,7 +46,7 @@ class Memory:
   outputs: int
   aliased: int  # Outputs that reuse the memory of donated arguments.
   program: int
-  size: int  # Of the HBM.
+  size: int  # All of the HBM.
 
   @property
   def used(self) -> int:
