@@ -16,7 +16,6 @@ of its ratings. `config.data.unlabelled` lets students see pairs of user and
 movie without a rating: the pairs of the hidden ratings, or random pairs.
 """
 
-import math
 import re
 from typing import NamedTuple
 
@@ -161,18 +160,19 @@ def task(config: types.Config, ratings: sources.Ratings) -> task_lib.Task:
     rows = getattr(kept, name)
     return columns(_pairs_of(ratings, rows), ratings.rating[rows])
 
-  # All genres are padded to one length, so that they share one compiled
-  # program.
+  # All genres and shares of labels are padded to one length, so that they share
+  # one compiled program.
   longest = {name: len(rows) for name, rows in all_genres._asdict().items()}
-  if not config.data.labels.genre:
-    most = math.ceil(config.data.labels.share * longest['train'])
-    longest['train'] = max(most, len(kept.train))
-  unlabelled = None
+  train, unlabelled = split('train'), None
+  if not pairs:
+    train = feed.padded(train, longest['train'])
   for each in pairs:
+    total = longest['train']
+    if config.data.unlabelled.source == 'pairs':
+      total += max(total, len(each.user))
     batch = columns(each, np.zeros(len(each.user), np.float32))
     unlabelled = feed.Unlabelled(
-      feed.padded(batch, max(len(all_genres.train), len(each.user))),
-      config.data.unlabelled.share,
+      feed.padded(batch, total - len(kept.train)), config.data.unlabelled.share
     )
   return task_lib.Task(
     name=genre or 'all genres',
@@ -181,7 +181,7 @@ def task(config: types.Config, ratings: sources.Ratings) -> task_lib.Task:
       'labels': len(kept.train),
       'unlabelled': sum(len(each.user) for each in pairs),
     },
-    train=feed.padded(split('train'), longest['train']),
+    train=train,
     validation=None
     if config.refit_on_validation
     else feed.padded(split('validation'), longest['validation']),

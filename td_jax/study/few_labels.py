@@ -3,11 +3,11 @@
   python -m td_jax.study.few_labels --workdir=runs/few_labels
   python -m td_jax.study.few_labels --render
 
-For each share of labels, teacher and source of unlabelled pairs, the weights of
-every method are chosen on the validation split of two genres, with as many
-trials for each method. Then every method runs in all genres. Students without
-a refit are scored on validation and test; each is the one of its best step by
-validation.
+For each teacher and source of unlabelled pairs, the weights of every method are
+chosen on the validation split of two genres, with as many trials for each
+method; so are the steps, weight decay and dropout of scratch. Then every method
+runs in all genres. There is no refit: a student is scored on validation and
+test at its best step by validation.
 
 There are two teachers. The paper's has learnt from all ratings of the training
 split, also from those that are hidden from the students: what a student gains
@@ -84,8 +84,7 @@ class Study:
         'column': column,
         'weights': weights,
       }
-      for regime in regimes.regimes()
-      for method in regimes.METHODS
+      for regime, method in regimes.tuned()
       for weights in regimes.trials(method, trials)
       for column in regimes.TUNED_ON
     ]
@@ -118,9 +117,7 @@ class Study:
 
     def run(key: Key) -> dict[str, Any]:
       regime, row = regimes.Regime(**key['regime']), key['row']
-      weights = {}
-      if row != regimes.SCRATCH:
-        weights = chosen[regimes.tuned_as(regime, row)]
+      weights = chosen[regimes.tuned_as(regime, row)]
       config = regimes.config(
         regime,
         row,
@@ -257,7 +254,7 @@ def main() -> None:
     help='folder of the finished trials and cells, tables and figures',
   )
   parser.add_argument(
-    '--trials', default=8, type=int, help='trials of weights for each method'
+    '--trials', default=6, type=int, help='trials for each method and regime'
   )
   parser.add_argument(
     '--trial_seeds', default=2, type=int, help='students per trial and genre'

@@ -24,8 +24,8 @@ SCRATCH = 'scratch'
 
 # The largest values are far above what helps with all labels: without labels of
 # its own a student has little else to learn from.
-_LOGIT = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-_OTHERS = (0.01, 0.1, 1.0, 10.0)
+_LOGIT = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+_OTHERS = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
 _TERMS = {
   'ld': ('logit',),
   'fd': ('feature',),
@@ -35,6 +35,12 @@ _TERMS = {
   'td_ld': ('logit', 'interact', 'message', 'state'),
 }
 METHODS = tuple(_TERMS)
+# The student's recipe that is searched for scratch, at each share of labels.
+_RECIPE: dict[str, tuple[Any, ...]] = {
+  'steps': (50, 100, 250),
+  'optim.weight_decay': (0.3, 1.0, 3.0),
+  'model.dropout': (0.1, 0.3),
+}
 # {row: (method whose weights it has, changes)}: ablations, in some regimes.
 _ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
   f'{method}, k={k}': (method, {'k': k})
@@ -75,45 +81,66 @@ def regimes() -> tuple[Regime, ...]:
 _PAIRS = tuple(Regime(0.05, teacher, 'pairs') for teacher in TEACHERS)
 _PAIRS_ROWS = ('ld', 'td_ld')
 # Where the rounds of the conversation are compared.
-_ROUNDS = tuple(Regime(0.05, teacher, 'rest') for teacher in TEACHERS)
+_ROUNDS = Regime(0.05, 'kept', 'rest')
+# TD without LD takes as long as with it, so it runs at these shares alone.
+_TD_SHARES = (0.05, 1.0)
 
 
 def rows() -> list[tuple[Regime, str]]:
   """(regime, row) of all rows of the study."""
-  # Training from scratch needs neither a teacher nor other examples.
   scratch = [(Regime(share, 'all', 'none'), SCRATCH) for share in SHARES]
-  methods = [(regime, method) for regime in regimes() for method in METHODS]
-  rounds = [(regime, row) for regime in _ROUNDS for row in _ABLATIONS]
+  methods = [
+    (regime, method)
+    for regime in regimes()
+    for method in METHODS
+    if method != 'td' or regime.share in _TD_SHARES
+  ]
+  rounds = [(_ROUNDS, row) for row in _ABLATIONS]
   pairs = [(regime, row) for regime in _PAIRS for row in _PAIRS_ROWS]
   return scratch + methods + rounds + pairs
 
 
+def tuned() -> list[tuple[Regime, str]]:
+  """(regime, method) of all that is searched."""
+  return list(dict.fromkeys(tuned_as(regime, row) for regime, row in rows()))
+
+
 def tuned_as(regime: Regime, row: str) -> tuple[Regime, str]:
-  """The regime and method whose trials choose the weights of a row."""
-  if regime in _PAIRS:
-    regime = regime._replace(unlabelled='rest')
+  """The regime and method whose trials choose the weights of a row.
+
+  Weights for 1% and 20% of the labels are those for 5%, because a search takes
+  as long as the runs themselves. Scratch is searched at every share.
+  """
+  if row == SCRATCH:
+    return regime, row
+  if regime.share < 1:
+    regime = regime._replace(share=0.05)
+    if regime.unlabelled == 'pairs':
+      regime = regime._replace(unlabelled='rest')
   return regime, _ABLATIONS.get(row, (row, {}))[0]
 
 
 def trials(method: str, count: int) -> list[dict[str, Any]]:
-  """Up to `count` weights of a method, the same in every call.
+  """`count` settings of a method, the same in every call.
 
-  A single weight is tried at all of its values, if there are not more.
+  A Latin square: every setting runs through all of its values, each in another
+  order, so that a method with one weight and one with four are searched over
+  the same range with as many trials.
   """
-  values = [
-    (
-      f'distill.weights.{term}',
-      _LOGIT if term == 'logit' else _OTHERS,
+  space = {
+    f'distill.weights.{term}': _LOGIT if term == 'logit' else _OTHERS
+    for term in _TERMS.get(method, ())
+  }
+  columns = {}
+  for number, (name, values) in enumerate((space or _RECIPE).items()):
+    rng = np.random.default_rng(number)
+    rounds = -(-count // len(values))
+    order = np.concatenate(
+      [rng.permutation(len(values)) for _ in range(rounds)]
     )
-    for term in _TERMS[method]
-  ]
-  grid = np.stack(
-    np.meshgrid(*(np.arange(len(v)) for _, v in values), indexing='ij'), axis=-1
-  ).reshape(-1, len(values))
-  order = np.random.default_rng(0).permutation(len(grid))
+    columns[name] = [values[i] for i in order[:count].tolist()]
   return [
-    {name: v[i] for (name, v), i in zip(values, grid[number], strict=True)}
-    for number in order[:count].tolist()
+    {name: column[i] for name, column in columns.items()} for i in range(count)
   ]
 
 
@@ -140,9 +167,10 @@ def config(
   cfg = movielens_config.get_config(f'genre={column},method={method}')
   cfg.seed, cfg.seeds = seeds.start, len(seeds)
   cfg.teacher.checkpoint = teacher
-  # Validation stops each student at its best step, and the test split is not
-  # later than that of other runs: a refit would need another choice of steps.
+  # Validation stops each student at its best step, which a refit cannot know.
   cfg.refit_on_validation = False
+  cfg.steps_per_dispatch = cfg.log_every = cfg.eval_every = 25
+  cfg.steps, cfg.optim.warmup, cfg.optim.learning_rate = 250, 50, 2e-3
   _hide(cfg, regime)
   cfg.update_from_flattened_dict({**weights, **changes})
   return cfg
