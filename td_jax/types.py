@@ -54,6 +54,9 @@ class Batch(NamedTuple):
   teacher_x: Mapping[str, PyTree] = {}
   # (States, output [b, ...]) of each teacher, by name, if precomputed.
   teacher_states: Mapping[str, PyTree] = {}
+  # float32 [b]: 1 where y is a label, 0 where there is none and y is 0; None:
+  # every example has a label.
+  labelled: PyTree = None
 
   def input_of(self, teacher: str) -> PyTree:
     """The input of the teacher with this name."""

@@ -16,6 +16,7 @@ import tiny_images
 from td_jax import errors
 from td_jax.data import host_pipeline
 from td_jax.data import images
+from td_jax.data import labels as labels_lib
 from td_jax.data import records
 from td_jax.data import tfds
 
@@ -153,7 +154,7 @@ def _pairs(columns):
 def test_smaller_limits_select_subsets_of_larger_ones():
   labels = np.random.default_rng(0).integers(0, 7, 500)
   chosen = [
-    set(images.balanced(labels, limit, seed=5).tolist())
+    set(labels_lib.balanced(labels, limit, seed=5).tolist())
     for limit in (1, 7, 30, 200, 500)
   ]
   for small, large in itertools.pairwise(chosen):
@@ -164,7 +165,7 @@ def test_smaller_limits_select_subsets_of_larger_ones():
   assert len(chosen[4]) == 500
   # When a class runs out, the others fill its turns.
   scarce = np.array([0] * 3 + [1] * 50)
-  picked = images.balanced(scarce, 20, seed=0)
+  picked = labels_lib.balanced(scarce, 20, seed=0)
   assert np.bincount(scarce[picked]).tolist() == [3, 17]
   assert (np.diff(picked) > 0).all()
 
@@ -333,6 +334,7 @@ def test_cached_cifar_loads_in_a_second_without_tensorflow():
   code = """
     import sys
     from td_jax.data import images
+from td_jax.data import labels as labels_lib
     for spec in ('train[:98%]', 'train[98%:]', 'test'):
       images.load_columns('cifar10', spec)
     print(sorted({'tensorflow', 'tensorflow_datasets'} & set(sys.modules)))

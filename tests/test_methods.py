@@ -382,6 +382,45 @@ def test_costs_are_one_float32_per_example(case):
   assert {'task', *methods.METHODS[name]} <= terms.keys()
 
 
+@pytest.mark.parametrize('case', METHOD_CASES)
+def test_examples_without_labels(case):
+  """Terms that need labels average over labelled examples, others over all."""
+  parts = _program(case).parts
+  task = CASES[case].task
+  state = jax.tree.map(lambda leaf: leaf[0], _state(parts))
+  labelled = np.array([1, 0, 0, 1, 1, 0, 0, 1], np.float32)
+  masked = np.array([1, 1, 1, 1, 0, 0, 1, 1], np.float32)
+  batch = _examples(task).take(np.arange(B))
+  batch = batch._replace(labelled=labelled, mask=masked)
+
+  step = jax.jit(functools.partial(step_lib.train_step, **parts))
+
+  def run(batch):
+    return step(state, batch, _teacher(task))
+
+  after, metrics = run(batch)
+  # Whatever stands in place of a missing label, nothing changes.
+  y = np.where(labelled == 1, batch.y, 3 - batch.y).astype(batch.y.dtype)
+  again = run(batch._replace(y=y))
+  jax.tree.map(np.testing.assert_array_equal, (after, metrics), again)
+  # A mask that leaves only labelled examples gives their mean.
+  only, everything = (
+    run(batch._replace(labelled=np.ones(B, np.float32), mask=mask))[1]
+    for mask in (masked * labelled, masked)
+  )
+  name = CASES[case].method
+  found = {'task': parts['method']} | {
+    term: method
+    for term, (_, method) in methods._terms(name, _config()).items()
+  }
+  for term, method in found.items():
+    needs = methods.Need.LABELS in method.needs or term == 'task'
+    for metric, value in metrics.items():
+      if metric == term or metric.startswith(f'{term}/'):
+        expected = (only if needs else everything)[metric]
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-7)
+
+
 @EVERY
 def test_loss_is_the_weighted_sum_of_the_terms(case):
   _, _, metrics = _first(case)

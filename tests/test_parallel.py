@@ -63,6 +63,9 @@ def _config(method, kind, devices, **overrides):
     | overrides,
   )
   config.distill.hidden, config.distill.message = 6, 5
+  if method == 'hybrid':
+    # The labelled half of a batch lies on half of the devices.
+    config.data.labels.share, config.data.unlabelled.source = 0.5, 'rest'
   return config
 
 

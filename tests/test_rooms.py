@@ -25,6 +25,7 @@ ORDER = (
   'run',
   'tpu_cost',
   'paper',
+  'study',
   'main',
   '__main__',
 )

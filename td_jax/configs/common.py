@@ -133,6 +133,38 @@ def images(
   cfg.fixed_crops = 0  # Fixed random crops per image; 0: a new one each time.
   cfg.mean = (127.5, 127.5, 127.5)  # Networks see (grey level - mean) / std.
   cfg.std = (127.5, 127.5, 127.5)
+  cfg.update(few_labels('images'))
+  return cfg
+
+
+def few_labels(domain: str) -> types.Config:
+  """Which labels of a dataset are hidden, and what is seen without a label.
+
+  These keys join the `data` block of a domain; the defaults keep all labels.
+  """
+  cfg: Any = ml_collections.ConfigDict()
+  cfg.labels = ml_collections.ConfigDict()
+  # Share of the training examples that keep their label. A smaller share is a
+  # subset of a larger one; for images the classes are balanced.
+  cfg.labels.share = 1.0
+  cfg.labels.draw = (
+    0  # Seed of the choice of labels, the same for all students.
+  )
+  cfg.unlabelled = ml_collections.ConfigDict()
+  # none, rest (the examples whose labels are hidden), for ratings pairs (random
+  # pairs of a user and a movie), or for images dataset (the keys below).
+  cfg.unlabelled.source = 'none'
+  cfg.unlabelled.share = 0.5  # Share of a batch without labels.
+  if domain == 'movielens':
+    # The genre whose ratings `share` hides; '': the genre of the run.
+    cfg.labels.genre = ''
+    cfg.unlabelled.pairs = 0  # Number of random pairs; 0: one for each rating.
+  else:
+    # Number of labels kept in each class, in place of a share; 0: by `share`.
+    cfg.labels.per_class = 0
+    # Another dataset or split, as in the keys of the same names above.
+    cfg.unlabelled.dataset, cfg.unlabelled.split = '', ''
+    cfg.unlabelled.dir = ''
   return cfg
 
 

@@ -45,6 +45,7 @@ def get_config(arg: str = '') -> Any:
   cfg.data.dir = ''  # Where TFDS keeps its data; '': its default.
   cfg.data.genre = '' if args.method == 'teacher' else args.genre  # '': all.
   cfg.data.train_fraction = 1.0  # Earliest share of the training ratings.
+  cfg.data.update(common.few_labels(cfg.domain))
 
   cfg.update(
     common.learner(
@@ -68,6 +69,9 @@ def get_config(arg: str = '') -> Any:
   )
   # Folder of a teacher's run; '': train a teacher in the workdir.
   cfg.teacher.checkpoint = ''
+  # all: the teacher learns from all ratings, as in the paper; kept: ratings that
+  # `data.labels` hides from the students are hidden from it too.
+  cfg.teacher.labels = 'all'
   # A state depends only on user and movie, so all are computed before training.
   cfg.teacher.cache = True
 

@@ -14,7 +14,9 @@ import numpy as np
 from td_jax import errors
 from td_jax import types
 from td_jax.data import feed
+from td_jax.data import image_folder
 from td_jax.data import images
+from td_jax.data import labels as label_lib
 from td_jax.data import preprocess
 from td_jax.data import records
 from td_jax.data import streamed_split
@@ -24,6 +26,7 @@ from td_jax.storage import files
 TASK_LOSS = 'cross_entropy'
 _CHOICES = {'memory': ('device', 'stream'), 'augment': ('inception', 'none')}
 _SPLITS = ('train', 'validation', 'test')
+_UNLABELLED = ('none', 'rest', 'dataset')
 
 
 class Dataset(NamedTuple):
@@ -32,6 +35,8 @@ class Dataset(NamedTuple):
   splits: Mapping[str, task_lib.Split]
   class_names: tuple[str, ...]
   fingerprint: str
+  unlabelled: task_lib.Split | None = None  # Of another dataset or split.
+  unlabelled_fingerprint: str = ''
 
 
 def check(config: types.Config) -> None:
@@ -40,6 +45,7 @@ def check(config: types.Config) -> None:
   for field, choices in _CHOICES.items():
     errors.choose(f'config.data.{field}', data[field], choices)
   _check_preprocessing(data)
+  _check_labels(data)
   if data.limit < 0 or (data.limit and data.memory == 'stream'):
     raise errors.ConfigError(
       f'config.data.limit is {data.limit}; it must be at least 0, and 0 for '
@@ -97,7 +103,10 @@ def load(config: types.Config, *, log: types.Log = print) -> task_lib.Task:
 def shapes(config: types.Config) -> task_lib.Task:
   """A task of black images, to compile for where there are no data."""
   blank = streamed_split.Blank(config.data.size)
-  return task(config, Dataset(dict.fromkeys(_SPLITS, blank), (), ''))
+  unlabelled = blank if config.data.unlabelled.source == 'dataset' else None
+  return task(
+    config, Dataset(dict.fromkeys(_SPLITS, blank), (), '', unlabelled)
+  )
 
 
 def task(config: types.Config, dataset: Dataset) -> task_lib.Task:
@@ -105,24 +114,69 @@ def task(config: types.Config, dataset: Dataset) -> task_lib.Task:
   data, splits = config.data, dataset.splits
   in_memory = isinstance(splits['train'], types.Batch)
   make_batch = _make_from_columns if in_memory else _make_from_stream
+  train, unlabelled = splits['train'], dataset.unlabelled
+  if isinstance(train, types.Batch):
+    train, rest = _hide_labels(train, data)
+    if data.unlabelled.source == 'rest':
+      unlabelled = rest
+    train, unlabelled = (_repeated(s, data) for s in (train, unlabelled))
   return task_lib.Task(
     name=data.dataset,
     metadata={
       'dataset': data.dataset,
       # Fixed crops of one image are not further images.
-      'train_examples': _count(splits['train']) // max(data.fixed_crops, 1),
+      'train_examples': _count(train) // max(data.fixed_crops, 1),
+      'unlabelled': _count(unlabelled) // max(data.fixed_crops, 1)
+      if unlabelled is not None
+      else 0,
       'class_names': list(dataset.class_names),
     },
-    train=splits['train'],
+    train=train,
     validation=splits['validation'],
     test=splits['test'],
     model_args={'classes': data.classes},
     task_loss=TASK_LOSS,
     metric='accuracy',
     fingerprint=dataset.fingerprint,
-    baselines=lambda: _baselines(splits) if in_memory else {},
+    baselines=lambda: (
+      _baselines({**splits, 'train': train}) if in_memory else {}
+    ),
     make_batch=make_batch(data),
+    unlabelled=None
+    if unlabelled is None
+    else feed.Unlabelled(unlabelled, data.unlabelled.share),
+    unlabelled_fingerprint=dataset.unlabelled_fingerprint,
   )
+
+
+def _check_labels(data: types.Config) -> None:
+  label_lib.check(data, _UNLABELLED)
+  count, source = data.labels.per_class, data.unlabelled.source
+  if count < 0 or (count and data.labels.share < 1):
+    raise errors.ConfigError(
+      f'config.data.labels.per_class is {count}, and config.data.labels.share '
+      f'is {data.labels.share}; give a number of labels in each class, or a '
+      'share, and leave the other at 0 or 1.0.'
+    )
+  if data.memory == 'stream' and (
+    count or data.labels.share < 1 or source == 'rest'
+  ):
+    raise errors.ConfigError(
+      "config.data.memory is 'stream', which reads no labels in advance and so "
+      'cannot choose some; name the labelled part in config.data.train, such '
+      "as 'train[:5%]', and with config.data.unlabelled.source='dataset' the "
+      "other part in config.data.unlabelled.split, such as 'train[5%:]'."
+    )
+  if source == 'rest' and not count and data.labels.share == 1:
+    raise errors.ConfigError(
+      "config.data.unlabelled.source is 'rest', but all labels are kept; choose "
+      'a smaller config.data.labels.share, or config.data.labels.per_class.'
+    )
+  if source == 'dataset' and not data.unlabelled.split:
+    raise errors.ConfigError(
+      "config.data.unlabelled.source is 'dataset', but "
+      "config.data.unlabelled.split is ''; name a split, such as 'train'."
+    )
 
 
 def _check_preprocessing(data: types.Config) -> None:
@@ -160,15 +214,73 @@ def _read_columns(data: types.Config, log: types.Log) -> Dataset:
     for name in _SPLITS
   }
   splits = {name: _columns(part) for name, part in parts.items()}
-  if data.fixed_crops:
-    # Each crop becomes an example with an id of its own, and its place in the
-    # image depends on the id alone; so the teacher's states can be cached.
-    splits['train'] = jax.tree.map(
-      lambda leaf: np.concatenate([leaf] * data.fixed_crops), splits['train']
-    )
   fingerprints = (part.fingerprint for part in parts.values())
-  return Dataset(
+  dataset = Dataset(
     splits, parts['train'].class_names, files.sha256(*fingerprints)
+  )
+  if data.unlabelled.source != 'dataset':
+    return dataset
+  name, split, folder = _other(data)
+  other = images.load_columns(
+    name, split, data_dir=folder, labelled=False, log=log
+  )
+  sizes = [images.shape[1:] for images in (splits['train'].x, other.images)]
+  if sizes[0] != sizes[1]:
+    raise errors.DataError(
+      f'the images of {name} {split!r} have shape {sizes[1]}, but those of '
+      f'{data.dataset} have {sizes[0]}: images that differ in size have to be '
+      "streamed (config.data.memory='stream')."
+    )
+  return dataset._replace(
+    unlabelled=_columns(other), unlabelled_fingerprint=other.fingerprint
+  )
+
+
+def _other(data: types.Config) -> tuple[str, str, str]:
+  """Name, split and folder of the unlabelled examples."""
+  other = data.unlabelled
+  name = other.dataset or data.dataset
+  # A folder of images belongs to one dataset; TFDS's data folder to all.
+  same = (name == image_folder.NAME) == (data.dataset == image_folder.NAME)
+  return name, other.split, other.dir or (data.dir if same else '')
+
+
+def _hide_labels(
+  train: types.Batch, data: types.Config
+) -> tuple[types.Batch, types.Batch | None]:
+  """(the examples that keep their labels, the others or None)."""
+  count = len(train.mask)
+  if data.labels.per_class:
+    counts = np.bincount(train.y, minlength=data.classes)
+    if counts.min() < data.labels.per_class:
+      raise errors.ConfigError(
+        f'config.data.labels.per_class is {data.labels.per_class}, but class '
+        f'{counts.argmin()} has {counts.min()} training images.'
+      )
+    keep = data.labels.per_class * data.classes
+  else:
+    keep = max(round(data.labels.share * count), 1)
+  if keep == count:
+    return train, None
+  ids = label_lib.balanced(train.y, keep, seed=data.labels.draw)
+  rest = np.setdiff1d(np.arange(count), ids)
+  # On the host: `Batch.take` would copy the images to a device.
+  return tuple(
+    jax.tree.map(lambda leaf, rows=rows: leaf[rows], train)
+    for rows in (ids, rest)
+  )
+
+
+def _repeated(split: Any, data: types.Config) -> Any:
+  """Each fixed crop as an example of its own.
+
+  The place of a crop in the image depends on the example's id alone, so that
+  the teacher's states can be cached.
+  """
+  if not data.fixed_crops:
+    return split
+  return jax.tree.map(
+    lambda leaf: np.concatenate([leaf] * data.fixed_crops), split
   )
 
 
@@ -179,7 +291,17 @@ def _open_streams(data: types.Config, log: types.Log) -> Dataset:
     name: streamed_split.Split(dataset.records(data[name]), data, log)
     for name in _SPLITS
   }
-  return Dataset(splits, dataset.class_names, dataset.fingerprint)
+  streams = Dataset(splits, dataset.class_names, dataset.fingerprint)
+  if data.unlabelled.source != 'dataset':
+    return streams
+  name, split, folder = _other(data)
+  other = records.load(name, folder, labelled=False)
+  return streams._replace(
+    unlabelled=streamed_split.Split(
+      other.records(split, labelled=False), data, log
+    ),
+    unlabelled_fingerprint=other.fingerprint,
+  )
 
 
 def _make_from_columns(data: types.Config) -> feed.MakeBatch:

@@ -27,7 +27,7 @@ class Example(NamedTuple):
   """One labelled image."""
 
   image: bytes  # The contents of a JPEG or PNG file.
-  label: int
+  label: int  # Negative if there is none.
 
 
 @runtime_checkable  # The tests check the types of all arguments.
@@ -55,7 +55,14 @@ class Records:
   """A split, or a slice of one, whose records are numbered from 0."""
 
   def __init__(
-    self, dataset: str, spec: str, reader: Reader, *, start: int, stop: int
+    self,
+    dataset: str,
+    spec: str,
+    reader: Reader,
+    *,
+    start: int,
+    stop: int,
+    labelled: bool = True,
   ):
     """Selects the records start..stop-1 of `reader`.
 
@@ -65,7 +72,9 @@ class Records:
       reader: Reads the whole split.
       start: The first record of the split.
       stop: The record after the last one.
+      labelled: Whether each record must have a label.
     """
+    self._labelled = labelled
     self.shards = _clip(reader.shards, start, stop)
     self._title = f'{dataset} {spec!r}'
     self._reader, self._start, self._stop = reader, start, stop
@@ -83,7 +92,7 @@ class Records:
     examples = self._reader.read((ids + self._start).tolist())
     for number, example in zip(ids.tolist(), examples, strict=True):
       # Test splits whose labels are not published have -1 in TFDS.
-      if example.label < 0:
+      if self._labelled and example.label < 0:
         raise errors.DataError(
           f'{self.name(number)} has no label ({example.label}); choose another '
           'split.'
@@ -109,10 +118,22 @@ class Dataset(NamedTuple):
   fingerprint: str  # SHA-256 of version, splits, sizes and class names.
   reader: Callable[[str], Reader]  # Name of a split -> its Reader.
 
-  def records(self, spec: str) -> Records:
-    """Returns the records of a slice; raises as `splits.cut` does."""
+  def records(self, spec: str, *, labelled: bool = True) -> Records:
+    """Returns the records of a slice; raises as `splits.cut` does.
+
+    Args:
+      spec: 'split' or 'split[lower:upper]', see `splits.cut`.
+      labelled: Whether each record must have a label.
+    """
     split, start, stop = splits.cut(spec, self.sizes, name=self.name)
-    return Records(self.name, spec, self.reader(split), start=start, stop=stop)
+    return Records(
+      self.name,
+      spec,
+      self.reader(split),
+      start=start,
+      stop=stop,
+      labelled=labelled,
+    )
 
 
 def _clip(shards: Sequence[int], start: int, stop: int) -> tuple[int, ...]:

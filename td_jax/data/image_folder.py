@@ -1,6 +1,8 @@
 """Folders of images, root/split/label/*.jpg, which need no preparation."""
 
+from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import os
 import random
 
@@ -10,6 +12,8 @@ from td_jax.storage import files as files_lib
 
 NAME = 'image_folder'  # As a dataset's name in a config; TFDS's name for it.
 _SUFFIXES = ('.jpg', '.jpeg', '.png')
+_ALL = 'all'  # The split of all images that have no labels.
+_NO_LABEL = -1
 _LAYOUT = 'root/split/label/*.jpg, such as root/train/cat/1.jpg'
 
 
@@ -23,22 +27,13 @@ def load(data_dir: str) -> dataset.Dataset:
     errors.ConfigError: `data_dir` is not a local folder.
     errors.DataError: It holds no images in this layout, or cannot be read.
   """
-  if not data_dir or '://' in data_dir:
-    raise errors.ConfigError(
-      f'dataset {NAME!r} needs data_dir to be a local folder with {_LAYOUT};'
-      f' it is {data_dir!r}.'
-    )
-  root = os.path.abspath(os.path.expanduser(data_dir))
-  try:
+  root = _root(data_dir, _LAYOUT)
+  with _readable():
     images = {
       split: _list_images(f'{root}/{split}')
       for split in _folders(root)
       if split != dataset.CACHE
     }
-  except OSError as error:  # For example a link to a file that is gone.
-    raise errors.DataError(
-      f'{error.filename} cannot be read: {error.strerror}. Repair or remove it.'
-    ) from error
   images = {split: rows for split, rows in images.items() if rows}
   if not images:
     raise errors.DataError(f'{root} holds no images laid out as {_LAYOUT}.')
@@ -66,6 +61,44 @@ def load(data_dir: str) -> dataset.Dataset:
   )
 
 
+def load_unlabelled(data_dir: str) -> dataset.Dataset:
+  """Lists the images at any depth below `data_dir`, which need no classes.
+
+  Returns:
+    A dataset without labels. Its split `all` has all images, and the images of
+    each folder in `data_dir` are a split of the folder's name.
+
+  Raises:
+    errors.ConfigError: `data_dir` is not a local folder.
+    errors.DataError: It holds no images, or cannot be read.
+  """
+  root = _root(data_dir, 'images at any depth')
+  with _readable():
+    found = sorted(_walk(root))
+  if not found:
+    raise errors.DataError(f'{root} holds no images ({", ".join(_SUFFIXES)}).')
+  images = {_ALL: found}
+  for name, size in found:
+    folder, slash, _ = name.partition('/')
+    if slash and folder != _ALL:
+      images.setdefault(folder, []).append((name, size))
+
+  def reader(split: str) -> _Reader:
+    rows = list(images[split])
+    random.Random(split).shuffle(rows)
+    return _Reader(
+      [f'{root}/{name}' for name, _ in rows], [_NO_LABEL] * len(rows)
+    )
+
+  return dataset.Dataset(
+    name=NAME,
+    sizes={split: len(rows) for split, rows in images.items()},
+    class_names=(),
+    fingerprint=files_lib.sha256([NAME, found]),
+    reader=reader,
+  )
+
+
 class _Reader:
   """A `dataset.Reader` of one file per record."""
 
@@ -85,6 +118,39 @@ class _Reader:
 
   def location(self, number: int) -> str:
     return self._paths[number]
+
+
+def _root(data_dir: str, layout: str) -> str:
+  """The absolute path of a local folder with images."""
+  if not data_dir or '://' in data_dir:
+    raise errors.ConfigError(
+      f'dataset {NAME!r} needs data_dir to be a local folder with {layout};'
+      f' it is {data_dir!r}.'
+    )
+  return os.path.abspath(os.path.expanduser(data_dir))
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+  """Turns an OSError into one that names the mend."""
+  try:
+    yield
+  except OSError as error:  # For example a link to a file that is gone.
+    raise errors.DataError(
+      f'{error.filename} cannot be read: {error.strerror}. Repair or remove it.'
+    ) from error
+
+
+def _walk(root: str) -> Iterator[tuple[str, int]]:
+  """(path below `root`, size in bytes) of all images, hidden ones left out."""
+  for folder, folders, names in os.walk(root):
+    folders[:] = [
+      name for name in folders if name != dataset.CACHE and name[0] != '.'
+    ]
+    for name in names:
+      if name.lower().endswith(_SUFFIXES) and name[0] != '.':
+        path = f'{folder}/{name}'
+        yield os.path.relpath(path, root), os.stat(path).st_size
 
 
 def _list_images(folder: str) -> list[tuple[str, str, int]]:

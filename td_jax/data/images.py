@@ -17,6 +17,7 @@ from td_jax import errors
 from td_jax import types
 from td_jax.data import dataset as dataset_lib
 from td_jax.data import image_folder
+from td_jax.data import labels as label_lib
 from td_jax.data import records
 from td_jax.data import splits
 from td_jax.data import tfds
@@ -44,6 +45,7 @@ def load_columns(
   data_dir: str = '',
   limit: int = 0,
   seed: int = 0,
+  labelled: bool = True,
   log: types.Log = print,
 ) -> Columns:
   """Loads a split whose images all have the same size.
@@ -55,6 +57,7 @@ def load_columns(
     limit: Number of examples to select, evenly from all classes; 0 selects all.
     seed: Determines which ones. A smaller limit selects a subset of what a
       larger one does.
+    labelled: Whether each image must have a label; -1 stands for none.
     log: Receives progress and warnings.
 
   Raises:
@@ -65,11 +68,13 @@ def load_columns(
     errors.IOFailedError: A file cannot be read.
   """
   split, *_ = splits.parse(spec, name=name)
-  cache, stamp = _cache(name, data_dir, split)
+  cache, stamp = _cache(name, data_dir, split, labelled)
   # Whole splits are cached, so all slices and limits share one file.
   whole = _load_cache(cache, stamp, log) if cache else None
   if whole is None:
-    whole = _decode(records.load(name, data_dir), split, log)
+    dataset = records.load(name, data_dir, labelled=labelled)
+    source = dataset.records(split, labelled=labelled)
+    whole = _decode(dataset, source, split, log)
     if cache:
       array_cache.save(cache, whole._asdict() | {'stamp': stamp}, log=log)
   _, start, stop = splits.cut(spec, {split: len(whole.labels)}, name=name)
@@ -80,7 +85,7 @@ def load_columns(
         f'config.data.limit is {limit}, but {name} {spec!r} has {len(ids)}'
         ' examples; 0 selects all.'
       )
-    ids = ids[balanced(whole.labels[ids], limit, seed=seed)]
+    ids = ids[label_lib.balanced(whole.labels[ids], limit, seed=seed)]
     images, labels = whole.images[ids], whole.labels[ids]
   else:
     # Indexing by `ids` would copy up to 8 GiB; a slice is a view.
@@ -88,29 +93,6 @@ def load_columns(
   # Little-endian 64 bits on every machine, so that fingerprints agree.
   fingerprint = files.sha256(whole.fingerprint, ids.astype('<i8'))
   return Columns(images, labels, whole.class_names, fingerprint)
-
-
-def balanced(labels: np.ndarray, limit: int, *, seed: int) -> np.ndarray:
-  """Selects `limit` examples, as evenly from the classes as possible.
-
-  Each class is permuted by `seed`; then the classes take turns. The selection
-  of a limit therefore contains those of all smaller limits.
-
-  Args:
-    labels: Integers [n].
-    limit: At most n.
-    seed: Determines the permutations.
-
-  Returns:
-    Sorted positions, int [limit].
-  """
-  turn = np.empty(len(labels))
-  rng = np.random.default_rng(seed)
-  for label in np.unique(labels):
-    rows = np.flatnonzero(labels == label)
-    # The fraction decides at random which class goes first in each round.
-    turn[rows] = rng.permutation(len(rows)) + rng.random()
-  return np.sort(np.argsort(turn, kind='stable')[:limit])
 
 
 def _columns(
@@ -123,13 +105,15 @@ def _columns(
 
 
 def _decode(
-  dataset: dataset_lib.Dataset, split: str, log: types.Log
+  dataset: dataset_lib.Dataset,
+  source: dataset_lib.Records,
+  split: str,
+  log: types.Log,
 ) -> Columns:
   """Decodes all images of a whole split."""
   tfds.module()  # First, since it configures TensorFlow.
   import tensorflow as tf
 
-  source = dataset.records(split)
   log(f'{dataset.name}: decoding the {len(source)} images of {split}, once')
   images, labels = np.empty(0), np.empty(len(source), np.int32)
   for start in range(0, len(source), _BLOCK):
@@ -202,21 +186,23 @@ def _allocate(count: int, image: np.ndarray, title: str) -> np.ndarray:
 
 
 def _cache(
-  name: str, data_dir: str, split: str
+  name: str, data_dir: str, split: str, labelled: bool = True
 ) -> tuple[pathlib.Path | None, str]:
   """Returns the cache of a split and the stamp of the data it belongs to.
 
   Needs no TensorFlow. Raises as `records.load` does.
   """
+  kind = '' if labelled else '-unlabelled'
   if name == image_folder.NAME:
     folder = pathlib.Path(data_dir).expanduser() / dataset_lib.CACHE
-    return folder / f'{split}.npz', records.load(name, data_dir).fingerprint
+    dataset = records.load(name, data_dir, labelled=labelled)
+    return folder / f'{split}{kind}.npz', dataset.fingerprint
   folder = tfds.find(name, data_dir)
   if paths.is_remote(folder):
     return None, ''  # The bucket may be shared, so nothing is written to it.
   stamp = files.sha256((folder / 'dataset_info.json').read_bytes())
   title = name.split(':', maxsplit=1)[0].replace('/', '-')
-  file = f'{title}-{folder.name}-{split}.npz'
+  file = f'{title}-{folder.name}-{split}{kind}.npz'
   return tfds.data_dir(data_dir) / dataset_lib.CACHE / file, stamp
 
 

@@ -9,6 +9,11 @@ it lists.
 
 Ids that do not occur in a network's own training rows share row 0, the unknown
 row: 86% of the test rows have an id that the fitted rows never saw.
+
+`config.data.labels` hides ratings of the training part from the students, and
+with `config.teacher.labels='kept'` from the teacher too. Validation keeps all
+of its ratings. `config.data.unlabelled` lets students see pairs of user and
+movie without a rating: the pairs of the hidden ratings, or random pairs.
 """
 
 import re
@@ -19,6 +24,7 @@ import numpy as np
 from td_jax import errors
 from td_jax import types
 from td_jax.data import feed
+from td_jax.data import labels
 from td_jax.data import sources
 from td_jax.data import task as task_lib
 
@@ -40,6 +46,11 @@ _FIT_SHARE = 0.9  # Share of the training part; the rest is validation.
 _PENALTIES = (0.5, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30)
 _SWEEPS = 30  # Alternations after which the biases no longer change.
 _Biases = tuple[np.floating, np.ndarray, np.ndarray]  # (mean, users, movies)
+# Whose labels a teacher of our own learns from: all ratings, as in the paper, or
+# the kept ones alone.
+TEACHER_LABELS = ('all', 'kept')
+_UNLABELLED = ('none', 'rest', 'pairs')
+_PAIRS_STREAM = 1  # Separates the draw of pairs from that of labels.
 
 
 class Parts(NamedTuple):
@@ -58,10 +69,34 @@ def check(config: types.Config) -> None:
       f'config.data.train_fraction is {fraction}; it is a share of the '
       'training ratings, above 0 and at most 1.'
     )
+  labels.check(config.data, _UNLABELLED)
+  errors.choose('config.teacher.labels', config.teacher.labels, TEACHER_LABELS)
+  if (
+    config.method == types.TEACHER
+    and config.data.labels.share < 1
+    and config.teacher.labels == 'all'
+  ):
+    raise errors.ConfigError(
+      f'config.data.labels.share is {config.data.labels.share}, but '
+      "config.teacher.labels='all' gives a teacher all labels; choose 'kept'."
+    )
+  if config.data.unlabelled.pairs < 0:
+    raise errors.ConfigError(
+      f'config.data.unlabelled.pairs is {config.data.unlabelled.pairs}; it must '
+      'be at least 1, or 0 for as many as there are training ratings.'
+    )
 
 
 def use_all_genres(config: types.Config) -> None:
-  """Makes the run of `config` use the ratings of all genres."""
+  """Makes the run of `config` use the ratings of all genres.
+
+  With `teacher.labels='kept'` those that are hidden in its genre stay hidden.
+  """
+  hides = config.teacher.labels == 'kept' and config.data.labels.share < 1
+  if hides:
+    config.data.labels.genre = config.data.labels.genre or config.data.genre
+  else:
+    config.data.labels.share = 1.0
   config.data.genre = ''
 
 
@@ -98,39 +133,70 @@ def task(config: types.Config, ratings: sources.Ratings) -> task_lib.Task:
   chosen = before_refit
   if config.refit_on_validation:
     all_genres, chosen = _refit(all_genres), _refit(before_refit)
-  student = _vocabulary(ratings, chosen.train)
+  hidden = _hidden(config, ratings)
+  kept, seen_by_teacher = _without(chosen, hidden), all_genres
+  if config.teacher.labels == 'kept':
+    seen_by_teacher = _without(all_genres, hidden)
+  if not len(kept.train):
+    raise errors.DataError(
+      f'config.data.labels.share={config.data.labels.share} keeps none of the '
+      f'{len(chosen.train)} training ratings of {genre or "all genres"}.'
+    )
+  pairs = _unlabelled_pairs(config, ratings, chosen.train, kept.train)
+  student = _vocabulary(ratings, _pairs_of(ratings, kept.train), *pairs)
   # The teacher has trained on all genres, so it knows more ids.
-  teacher = _vocabulary(ratings, all_genres.train)
+  teacher = _vocabulary(ratings, _pairs_of(ratings, seen_by_teacher.train))
   words = _words(ratings, all_genres.train)
 
-  def split(name: str) -> types.Batch:
-    rows = getattr(chosen, name)
-    batch = types.Batch(
-      x=_features(ratings, rows, student, words),
-      teacher_x={types.TEACHER: _features(ratings, rows, teacher, words)},
-      y=ratings.rating[rows],
-      mask=np.ones(len(rows), np.float32),
+  def columns(pairs: _Pairs, rating: np.ndarray) -> types.Batch:
+    return types.Batch(
+      x=_features(ratings, pairs, student, words),
+      teacher_x={types.TEACHER: _features(ratings, pairs, teacher, words)},
+      y=rating,
+      mask=np.ones(len(rating), np.float32),
     )
-    # All genres are padded to one length, so that they share one compiled
-    # program.
-    return feed.padded(batch, len(getattr(all_genres, name)))
 
+  def split(name: str) -> types.Batch:
+    rows = getattr(kept, name)
+    return columns(_pairs_of(ratings, rows), ratings.rating[rows])
+
+  # All genres and shares of labels are padded to one length, so that they share
+  # one compiled program.
+  longest = {name: len(rows) for name, rows in all_genres._asdict().items()}
+  train, unlabelled = split('train'), None
+  if not pairs:
+    train = feed.padded(train, longest['train'])
+  for each in pairs:
+    total = longest['train']
+    if config.data.unlabelled.source == 'pairs':
+      total += max(total, len(each.user))
+    batch = columns(each, np.zeros(len(each.user), np.float32))
+    unlabelled = feed.Unlabelled(
+      feed.padded(batch, total - len(kept.train)), config.data.unlabelled.share
+    )
   return task_lib.Task(
     name=genre or 'all genres',
-    metadata={'genre': genre},
-    train=split('train'),
-    validation=None if config.refit_on_validation else split('validation'),
-    test=split('test'),
+    metadata={
+      'genre': genre,
+      'labels': len(kept.train),
+      'unlabelled': sum(len(each.user) for each in pairs),
+    },
+    train=train,
+    validation=None
+    if config.refit_on_validation
+    else feed.padded(split('validation'), longest['validation']),
+    test=feed.padded(split('test'), longest['test']),
+    unlabelled=unlabelled,
     model_args={
       'users': int(ratings.user_id.max()) + 1,
       'movies': len(ratings.titles),
       'words': int(words.max()) + 1,
-      'mean': float(ratings.rating[chosen.train].mean()),
+      'mean': float(ratings.rating[kept.train].mean()),
     },
     task_loss=TASK_LOSS,
     metric='rmse',
     fingerprint=ratings.fingerprint,
-    baselines=lambda: _baselines(ratings, before_refit, chosen),
+    baselines=lambda: _baselines(ratings, _without(before_refit, hidden), kept),
   )
 
 
@@ -164,13 +230,75 @@ def _refit(parts: Parts) -> Parts:
   )
 
 
-def _vocabulary(ratings: sources.Ratings, rows: np.ndarray) -> list[np.ndarray]:
-  """[users, movies]: the table row of each id, 0 if it is not in `rows`."""
+def _hidden(config: types.Config, ratings: sources.Ratings) -> np.ndarray:
+  """bool [N]: the training ratings that `config.data.labels` hides.
+
+  Each split keeps its share on its own, so that a refit hides the same ratings
+  as the run before it. A smaller share is a subset of a larger one.
+  """
+  data = config.data
+  hidden = np.zeros(len(ratings.rating), bool)
+  order = np.random.default_rng(data.labels.draw).random(len(hidden))
+  part = parts(
+    ratings,
+    data.labels.genre or data.genre,
+    train_fraction=data.train_fraction,
+  )
+  # Without a refit the ratings of the validation split only judge.
+  for rows in (part.train, part.validation):
+    ranked = rows[np.argsort(order[rows])]
+    hidden[ranked[round(data.labels.share * len(rows)) :]] = True
+  return hidden
+
+
+def _without(parts: Parts, hidden: np.ndarray) -> Parts:
+  """Leaves out the hidden rows of the training split."""
+  return parts._replace(train=parts.train[~hidden[parts.train]])
+
+
+class _Pairs(NamedTuple):
+  """Pairs of a user and a movie, int32 [n] each."""
+
+  user: np.ndarray
+  movie: np.ndarray
+
+
+def _pairs_of(ratings: sources.Ratings, rows: np.ndarray) -> _Pairs:
+  return _Pairs(ratings.user_id[rows], ratings.movie_id[rows])
+
+
+def _unlabelled_pairs(
+  config: types.Config,
+  ratings: sources.Ratings,
+  seen: np.ndarray,
+  kept: np.ndarray,
+) -> list[_Pairs]:
+  """[the pairs that students see without a rating], or []."""
+  settings = config.data.unlabelled
+  if settings.source == 'none':
+    return []
+  if settings.source == 'rest':
+    rest = np.setdiff1d(seen, kept)
+    if not len(rest):
+      raise errors.ConfigError(
+        "config.data.unlabelled.source is 'rest', but config.data.labels.share "
+        f'is {config.data.labels.share}, which hides no rating; choose '
+        "'pairs', or a smaller share."
+      )
+    return [_pairs_of(ratings, rest)]
+  rng = np.random.default_rng((config.data.labels.draw, _PAIRS_STREAM))
+  count = settings.pairs or len(seen)
+  known = _pairs_of(ratings, seen)
+  return [_Pairs(*(rng.choice(np.unique(ids), count) for ids in known))]
+
+
+def _vocabulary(ratings: sources.Ratings, *known: _Pairs) -> list[np.ndarray]:
+  """[users, movies]: the table row of each id, 0 if it is not in `known`."""
   tables = []
-  for ids in (ratings.user_id, ratings.movie_id):
+  for field, ids in enumerate((ratings.user_id, ratings.movie_id)):
     table = np.zeros(ids.max() + 1, np.int32)
-    known = np.unique(ids[rows])
-    table[known] = known
+    for pairs in known:
+      table[pairs[field]] = pairs[field]
     tables.append(table)
   return tables
 
@@ -193,18 +321,17 @@ def _words(ratings: sources.Ratings, rows: np.ndarray) -> np.ndarray:
 
 def _features(
   ratings: sources.Ratings,
-  rows: np.ndarray,
+  pairs: _Pairs,
   vocabulary: list[np.ndarray],
   words: np.ndarray,
 ) -> dict[str, np.ndarray]:
   """The input of a network, see `models.mlp.MLP`."""
   users, movies = vocabulary
-  movie = ratings.movie_id[rows]
-  genres = ratings.genres[movie].astype(np.float32)
+  genres = ratings.genres[pairs.movie].astype(np.float32)
   return {
-    'user': users[ratings.user_id[rows]],
-    'movie': movies[movie],
-    'title': words[movie],
+    'user': users[pairs.user],
+    'movie': movies[pairs.movie],
+    'title': words[pairs.movie],
     'genres': genres / np.maximum(genres.sum(axis=1, keepdims=True), 1),
   }
 

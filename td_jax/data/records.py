@@ -5,7 +5,9 @@ from td_jax.data import image_folder
 from td_jax.data import tfds_records
 
 
-def load(name: str, data_dir: str = '') -> dataset.Dataset:
+def load(
+  name: str, data_dir: str = '', *, labelled: bool = True
+) -> dataset.Dataset:
   """Opens a folder of images, or a dataset that TFDS has prepared.
 
   Args:
@@ -13,6 +15,8 @@ def load(name: str, data_dir: str = '') -> dataset.Dataset:
       'imagenet2012_subset/10pct', 'cifar10:3.0.2'.
     data_dir: For 'image_folder' the folder that contains the splits; else the
       data folder of TFDS, local or gs://, where '' is TFDS's own default.
+    labelled: Whether folders of images have a folder for each class; otherwise
+      the images may lie at any depth, see `image_folder.load_unlabelled`.
 
   Raises:
     errors.ConfigError: The name has the wrong form.
@@ -20,5 +24,7 @@ def load(name: str, data_dir: str = '') -> dataset.Dataset:
       prepares them), damaged, or not for image classification.
   """
   if name == image_folder.NAME:
-    return image_folder.load(data_dir)
+    if labelled:
+      return image_folder.load(data_dir)
+    return image_folder.load_unlabelled(data_dir)
   return tfds_records.load(name, data_dir)

@@ -4,13 +4,20 @@ import numpy as np
 
 
 def batches(
-  *, seed: int, examples: int, batch_size: int, start: int, stop: int
+  *,
+  seed: int,
+  examples: int,
+  batch_size: int,
+  start: int,
+  stop: int,
+  stream: int = 0,
 ) -> np.ndarray:
   """Returns the example ids of the steps start..stop-1.
 
   Every epoch is a permutation of all examples. The epochs follow each other in
   one endless sequence, so a batch may end one epoch and begin the next, and no
-  example is skipped or repeated within an epoch.
+  example is skipped or repeated within an epoch. Each `stream` of examples has
+  another order.
 
   Returns:
     int32 [stop - start, batch_size].
@@ -19,8 +26,12 @@ def batches(
   epochs = range(first // examples, -(-last // examples))
   # A generator for each (seed, epoch) makes the order a function of the step: a
   # resumed run continues it without replaying the steps before.
+  more = (stream,) if stream else ()
   sequence = np.concatenate(
-    [np.random.default_rng((seed, e)).permutation(examples) for e in epochs]
+    [
+      np.random.default_rng((seed, e, *more)).permutation(examples)
+      for e in epochs
+    ]
   )
   offset = first - epochs[0] * examples
   ids = sequence[offset : offset + last - first]

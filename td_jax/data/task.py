@@ -26,3 +26,12 @@ class Task(NamedTuple):
   # Scores of models without a network: {name: {split: score}}.
   baselines: Callable[[], dict[str, dict[str, float]]]
   make_batch: feed.MakeBatch | None = None  # Passed to `feed.feed`.
+  # Examples that students see without a label. `train` has labels throughout.
+  unlabelled: feed.Unlabelled | None = None
+  # SHA-256 of unlabelled records that `fingerprint` does not cover, or ''.
+  unlabelled_fingerprint: str = ''
+
+  @property
+  def train_feed(self) -> feed.Feed:
+    """What students train on."""
+    return feed.feed(self.train, self.make_batch, self.unlabelled)

@@ -120,10 +120,19 @@ def build(
   Returns:
     The task's loss plus the method's terms.
   """
-  weigh = functools.partial(schedules.build, start=start)
-  terms = {term: make(config, weigh) for term, make in METHODS[name].items()}
+  terms = _terms(name, config, start)
   return base.combine(
     task=(1.0, task.task(losses.TASK_LOSSES[task_loss])), **terms
+  )
+
+
+def uses_unlabelled(config: types.Config) -> bool:
+  """Whether the method of a config can learn from examples without a label."""
+  if config.method not in METHODS:
+    return False  # A teacher's own run.
+  return any(
+    base.Need.LABELS not in method.needs and not base.is_off(weight)
+    for weight, method in _terms(config.method, config).values()
   )
 
 
@@ -159,6 +168,12 @@ def check(config: types.Config, *, task_loss: str) -> None:
       f"{config.method!r} learns from the teacher's outputs; choose 'probe', "
       "or 'stored' if the teacher has a head for the task."
     )
+
+
+def _terms(name: str, config: types.Config, start: int = 0) -> dict[str, Term]:
+  """The terms that the method `name` adds to the task's loss."""
+  weigh = functools.partial(schedules.build, start=start)
+  return {term: make(config, weigh) for term, make in METHODS[name].items()}
 
 
 def _for_ratings(config: types.Config, task_loss: str) -> list[str]:

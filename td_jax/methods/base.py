@@ -30,6 +30,10 @@ class Lesson(NamedTuple):
   batch: types.Batch
   step: types.Array  # int32 []
   rng: types.Key  # The key of this step, for this method alone.
+  # 0 for an example without a label; the others share the weight of the whole
+  # batch, so that the mean over the batch is the mean over the labelled
+  # examples. None: every example has a label.
+  label_weight: types.PerExample | None = None
 
   @property
   def teacher(self) -> split.Side:
@@ -54,6 +58,8 @@ class Need(enum.Enum):
   TEACHER = 'a frozen teacher'
   TEACHER_OUTPUT = "the teacher's outputs for the task"
   TEACHER_STATES = "the teacher's hidden states on the input"
+  # `combine` leaves examples without a label out of such a term.
+  LABELS = 'a label of each example'
   CLASS_LABELS = 'labels that are classes'
   SAME_TOKENS = 'states with the same tokens on both sides'
   ROUNDS = 'config.k, the rounds of the conversation'
@@ -150,7 +156,9 @@ def combine(**terms: tuple[Weight, Method]) -> Method:
 
   Returns:
     A method with the needs of all terms that are on, and with the messages of
-    the first of them that has any.
+    the first of them that has any. It copes with examples without a label: a
+    term that needs labels averages over the labelled examples, every other
+    term over all examples.
   """
   # A term that is off is neither initialised nor traced.
   terms = {name: term for name, term in terms.items() if not is_off(term[0])}
@@ -177,17 +185,19 @@ def combine(**terms: tuple[Weight, Method]) -> Method:
       cost, parts = method.loss(
         params.get(name, NO_PARAMS), own(lesson, number)
       )
+      if Need.LABELS in method.needs and lesson.label_weight is not None:
+        cost = cost * lesson.label_weight
+        parts = {
+          part: value * lesson.label_weight for part, value in parts.items()
+        }
       costs[name] = weight, cost
       details |= {f'{name}/{part}': value for part, value in parts.items()}
     total, report = weighted_sum(lesson, costs)
     return total, report | details
 
-  methods = [method for _, method in terms.values()]
+  united = frozenset[Need]().union(*(m.needs for _, m in terms.values()))
   return Method(
-    init,
-    loss,
-    needs=frozenset[Need]().union(*(method.needs for method in methods)),
-    messages=_messages(terms),
+    init, loss, needs=united - {Need.LABELS}, messages=_messages(terms)
   )
 
 

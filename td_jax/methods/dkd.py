@@ -38,7 +38,12 @@ def dkd(*, alpha: float, beta: float, temperature: float) -> base.Method:
 
   return base.stateless(
     loss,
-    needs={base.Need.TEACHER, base.Need.TEACHER_OUTPUT, base.Need.CLASS_LABELS},
+    needs={
+      base.Need.TEACHER,
+      base.Need.TEACHER_OUTPUT,
+      base.Need.LABELS,
+      base.Need.CLASS_LABELS,
+    },
   )
 
 

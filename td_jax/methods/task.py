@@ -11,5 +11,6 @@ def task(task_loss: losses.Distance) -> base.Method:
     task_loss: A value of `losses.TASK_LOSSES`.
   """
   return base.stateless(
-    lambda lesson: (task_loss(lesson.student.output, lesson.batch.y), {})
+    lambda lesson: (task_loss(lesson.student.output, lesson.batch.y), {}),
+    needs={base.Need.LABELS},
   )

@@ -97,14 +97,22 @@ def as_teacher(config: types.Config) -> types.Config:
     {
       name: value
       for name, value in config.teacher.items()
-      if name not in ('checkpoint', 'cache', 'head')
+      if name not in ('checkpoint', 'cache', 'head', 'labels')
     }
   )
   own.method = types.TEACHER
+  own.data.unlabelled.source = 'none'
   data.DOMAINS[config.domain].use_all_data(own)
   own.seeds = 1
   own.stages = (0, 0)
   own.student_init = 'random'
+  return own
+
+
+def without_unlabelled(config: types.Config) -> types.Config:
+  """The same run on labelled examples alone."""
+  own = config.copy_and_resolve_references()
+  own.data.unlabelled.source = 'none'
   return own
 
 
@@ -138,6 +146,11 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
         _rename(learner, old, new)
       _fill(learner.get('optim'), common.optimizer())
   _fill(config.get('distill'), common.distill())
+  _fill(config.get('data'), common.few_labels(str(config.get('domain'))))
+  if config.get('domain') == 'movielens' and isinstance(
+    config.get('teacher'), dict
+  ):
+    config['teacher'].setdefault('labels', 'all')
   return config
 
 

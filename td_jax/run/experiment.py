@@ -53,7 +53,7 @@ def build(
     teachers: By name; {} if the run needs none.
   """
   model = models.build(config.model, task.model_args)
-  feed = feed_lib.feed(task.train, task.make_batch)
+  feed = task.train_feed
   # None when teachers only initialise the student (method='scratch').
   active = teachers if config_lib.needs(config) else {}
   feed = _with_teacher_inputs(feed, config, active)
@@ -101,7 +101,7 @@ def abstract(
 
   Nothing is loaded or run, so `parallel` may have devices of another machine.
   """
-  feed = feed_lib.feed(task.train, task.make_batch)
+  feed = task.train_feed
   example = feed_lib.example(feed)
   networks, variables = {}, {}
   if config_lib.needs(config):

@@ -87,6 +87,7 @@ def train(
           'step': step,
           'seconds': time.monotonic() - start_time,
           'dataset': task.fingerprint,
+          'unlabelled': task.unlabelled_fingerprint,
           'pending': history.pending_lists(),
         },
       )
@@ -214,6 +215,12 @@ def _restore(
     return state, {'step': 0, 'seconds': 0.0, 'pending': {}}
   items, record = restored
   saved.check_dataset(path, record, task)
+  # Absent in checkpoints of version 0.1.
+  if record.get('unlabelled', '') != task.unlabelled_fingerprint:
+    raise errors.DataError(
+      f'{path} was trained with other unlabelled examples; choose another '
+      '--workdir, or config.data.unlabelled as it was.'
+    )
   pending = {
     name: np.asarray(values, np.float32)
     for name, values in record['pending'].items()

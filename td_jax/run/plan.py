@@ -12,6 +12,8 @@ preceded by one that is not, for the validation scores. With both, the plan is
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from td_jax import errors
+from td_jax import methods
 from td_jax import types
 from td_jax.devices import parallel as parallel_lib
 from td_jax.run import config as config_lib
@@ -56,12 +58,20 @@ def make(
   if config.method == types.TEACHER:
     # The run is then that of the teacher's own recipe.
     config = config_lib.as_teacher(config)
+  elif config.data.unlabelled.source != 'none' and not methods.uses_unlabelled(
+    config
+  ):
+    log(
+      f'{config.method} learns from labels alone: config.data.unlabelled is ignored'
+    )
+    config = config_lib.without_unlabelled(config)
   parallel = devices(config)
   stages: list[Stage] = []
   teachers = {}
   for name in config_lib.teacher_names(config):
     if config.teacher.checkpoint:
       teachers[name] = paths.absolute(config.teacher.checkpoint)
+      _check_labels(config, teachers[name])
     else:
       teachers[name] = name
       if not (path / name / results.FILE).exists():
@@ -87,6 +97,23 @@ def devices(config: types.Config) -> parallel_lib.Parallel:
   """The devices that `config.parallel` asks for."""
   block = config.parallel
   return parallel_lib.Parallel(block.kind, block.devices, fsdp=block.fsdp)
+
+
+def _check_labels(config: types.Config, folder: str) -> None:
+  """Raises a ConfigError if a teacher's run hid other labels than it should."""
+  if 'labels' not in config.teacher or teachers_lib.is_published(folder):
+    return
+  expected = config_lib.as_teacher(config).data.labels
+  stored = saved.config_of(paths.as_path(folder)).data.labels
+  # Without hidden labels the other keys do not matter.
+  if expected.share == stored.share == 1 or expected == stored:
+    return
+  raise errors.ConfigError(
+    f'config.teacher.labels is {config.teacher.labels!r}, which takes a teacher '
+    f'with config.data.labels={expected.to_dict()}, but {folder} was trained '
+    f"with {stored.to_dict()}; choose another teacher, or 'all' for one that "
+    'has seen all labels.'
+  )
 
 
 def _refitted(

@@ -12,6 +12,7 @@ import numpy as np
 from td_jax import errors
 from td_jax import models
 from td_jax import types
+from td_jax.configs import common
 from td_jax.data import feed as feed_lib
 from td_jax.data import task as task_lib
 from td_jax.models import probe
@@ -130,8 +131,14 @@ def _cache_digest(
   del data['dir']  # The fingerprint identifies the data that lie there.
   # The name this key had in version 0.1, so that its caches stay valid.
   data['views'] = data.pop('fixed_crops')
+  few_labels = {key: data.pop(key) for key in ('labels', 'unlabelled')}
   teacher = config.teacher
   facts = [task.fingerprint, teacher.model.to_dict(), teacher.head, data]
+  if few_labels != common.few_labels(config.domain).to_dict():
+    # The head depends on the labels, and the states on the further examples, but
+    # neither on how batches are mixed.
+    del few_labels['unlabelled']['share']
+    facts += [few_labels, task.unlabelled_fingerprint]
   return files.sha256(json.dumps(facts), *jax.tree.leaves(variables))
 
 

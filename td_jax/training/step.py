@@ -112,8 +112,9 @@ def train_step(
 
   Returns:
     The state after, and means over the whole batch: `loss`, `grad_norm` and
-    one for each term. If the optimizer can skip steps, `skipped` is 1 for a
-    step that it skipped and 0 otherwise.
+    one for each term; that of a term which needs labels is over the labelled
+    examples. If the optimizer can skip steps, `skipped` is 1 for a step that
+    it skipped and 0 otherwise.
   """
   rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
   if axis_name:
@@ -121,6 +122,7 @@ def train_step(
     rng = jax.random.fold_in(rng, lax.axis_index(axis_name))
   student_key, method_key = jax.random.split(rng)
   count = _total(batch.mask, axis_name)
+  label_weight = _label_weight(batch, count, axis_name)
 
   def loss_fn(
     params: types.PyTree,
@@ -131,6 +133,7 @@ def train_step(
       batch=batch,
       step=state.step,
       rng=method_key,
+      label_weight=label_weight,
     )
     cost, terms = method.loss(params['method'], lesson)
     sums = {
@@ -192,6 +195,17 @@ def _norm(tree: types.PyTree) -> types.Array:
   with jax.named_scope('norm'):
     flat = [leaf.ravel() for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in flat))
+
+
+def _label_weight(
+  batch: types.Batch, count: types.Array, axis_name: str | None
+) -> types.Array | None:
+  """See `base.Lesson.label_weight`; `count` is that of the whole batch."""
+  if batch.labelled is None:
+    return None
+  labels = _total(batch.labelled * batch.mask, axis_name)
+  # A batch without any label has no loss of the task, rather than NaN.
+  return batch.labelled * (count / jnp.maximum(labels, 1))
 
 
 def _total(mask: types.Array, axis_name: str | None) -> types.Array:

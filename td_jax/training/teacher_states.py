@@ -48,7 +48,13 @@ def precompute(
 
   def compute() -> Mapping[str, Any]:
     ids, _ = shuffle.padded(feed.size, batch)
-    parts = [jax.device_get(run(variables, columns, part)) for part in ids]
+    parts: list[Any] = []
+    for part in ids:
+      # Padding is never taken into a batch; the first part gives the shapes.
+      if parts and not np.any(columns.mask[part]):
+        parts.append(jax.tree.map(np.zeros_like, parts[0]))
+      else:
+        parts.append(jax.device_get(run(variables, columns, part)))
     states, output = jax.tree.map(
       lambda *leaves: np.concatenate(leaves)[: feed.size], *parts
     )

@@ -1,0 +1,1 @@
+"""Studies that go past the paper: when does distillation pay?"""

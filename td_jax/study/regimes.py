@@ -1,0 +1,192 @@
+"""The cells of the study of few labels: which runs it needs, and their configs.
+
+A regime is what a student has to learn from: how many labels, which teacher,
+and which examples without a label. A row is a method in a regime, and a column
+is a genre.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+from td_jax import types
+from td_jax.configs import movielens as movielens_config
+from td_jax.data import movielens
+
+COLUMNS = movielens.GENRES
+# Where weights are tried: the densest and the sparsest genre.
+TUNED_ON = (COLUMNS[0], COLUMNS[-1])
+SHARES = (0.01, 0.05, 0.2, 1.0)
+TEACHERS = movielens.TEACHER_LABELS
+SCRATCH = 'scratch'
+
+# The largest values are far above what helps with all labels: without labels of
+# its own a student has little else to learn from.
+_LOGIT = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+_OTHERS = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
+_TERMS = {
+  'ld': ('logit',),
+  'fd': ('feature',),
+  'fitnet': ('hint',),
+  'hybrid': ('logit', 'feature'),
+  'td': ('interact', 'message', 'state'),
+  'td_ld': ('logit', 'interact', 'message', 'state'),
+}
+METHODS = tuple(_TERMS)
+# The student's recipe that is searched for scratch, at each share of labels.
+_RECIPE: dict[str, tuple[Any, ...]] = {
+  'steps': (50, 100, 250),
+  'optim.weight_decay': (0.3, 1.0, 3.0),
+  'model.dropout': (0.1, 0.3),
+}
+# {row: (method whose weights it has, changes)}: ablations, in some regimes.
+_ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+  f'{method}, k={k}': (method, {'k': k})
+  for method in ('td', 'td_ld')
+  for k in (0, 2)
+}
+
+
+class Regime(NamedTuple):
+  """What a student has to learn from."""
+
+  share: float  # Share of the training ratings that it sees.
+  teacher: str  # all: learnt from all ratings; kept: from those shares alone.
+  unlabelled: str  # none, rest or pairs, as in config.data.unlabelled.source.
+
+  @property
+  def name(self) -> str:
+    """Such as '5%, kept, rest', in files and tables."""
+    return f'{self.share:.0%}, {self.teacher}, {self.unlabelled}'
+
+
+def regimes() -> tuple[Regime, ...]:
+  """The regimes in which every method is tuned and run."""
+  few = [
+    Regime(share, teacher, unlabelled)
+    for share in SHARES[:-1]
+    for teacher in TEACHERS
+    for unlabelled in ('none', 'rest')
+  ]
+  # With all labels nothing is hidden: both teachers are the same, and only
+  # pairs that nobody rated are left.
+  full = [Regime(SHARES[-1], 'all', source) for source in ('none', 'pairs')]
+  return (*few, *full)
+
+
+# Random pairs in place of the pairs of hidden ratings: with the weights of the
+# latter.
+_PAIRS = tuple(Regime(0.05, teacher, 'pairs') for teacher in TEACHERS)
+_PAIRS_ROWS = ('ld', 'td_ld')
+# Where the rounds of the conversation are compared.
+_ROUNDS = Regime(0.05, 'kept', 'rest')
+# TD without LD takes as long as with it, so it runs at these shares alone.
+_TD_SHARES = (0.05, 1.0)
+
+
+def rows() -> list[tuple[Regime, str]]:
+  """(regime, row) of all rows of the study."""
+  scratch = [(Regime(share, 'all', 'none'), SCRATCH) for share in SHARES]
+  methods = [
+    (regime, method)
+    for regime in regimes()
+    for method in METHODS
+    if method != 'td' or regime.share in _TD_SHARES
+  ]
+  rounds = [(_ROUNDS, row) for row in _ABLATIONS]
+  pairs = [(regime, row) for regime in _PAIRS for row in _PAIRS_ROWS]
+  return scratch + methods + rounds + pairs
+
+
+def tuned() -> list[tuple[Regime, str]]:
+  """(regime, method) of all that is searched."""
+  return list(dict.fromkeys(tuned_as(regime, row) for regime, row in rows()))
+
+
+def tuned_as(regime: Regime, row: str) -> tuple[Regime, str]:
+  """The regime and method whose trials choose the weights of a row.
+
+  Weights for 1% and 20% of the labels are those for 5%, because a search takes
+  as long as the runs themselves. Scratch is searched at every share.
+  """
+  if row == SCRATCH:
+    return regime, row
+  if regime.share < 1:
+    regime = regime._replace(share=0.05)
+    if regime.unlabelled == 'pairs':
+      regime = regime._replace(unlabelled='rest')
+  return regime, _ABLATIONS.get(row, (row, {}))[0]
+
+
+def trials(method: str, count: int) -> list[dict[str, Any]]:
+  """`count` settings of a method, the same in every call.
+
+  A Latin square: every setting runs through all of its values, each in another
+  order, so that a method with one weight and one with four are searched over
+  the same range with as many trials.
+  """
+  space = {
+    f'distill.weights.{term}': _LOGIT if term == 'logit' else _OTHERS
+    for term in _TERMS.get(method, ())
+  }
+  columns = {}
+  for number, (name, values) in enumerate((space or _RECIPE).items()):
+    rng = np.random.default_rng(number)
+    rounds = -(-count // len(values))
+    order = np.concatenate(
+      [rng.permutation(len(values)) for _ in range(rounds)]
+    )
+    columns[name] = [values[i] for i in order[:count].tolist()]
+  return [
+    {name: column[i] for name, column in columns.items()} for i in range(count)
+  ]
+
+
+def config(
+  regime: Regime,
+  row: str,
+  column: str,
+  *,
+  seeds: range,
+  teacher: str,
+  weights: Mapping[str, Any],
+) -> types.Config:
+  """The config of a cell.
+
+  Args:
+    regime: What the students learn from.
+    row: A method or an ablation.
+    column: A genre.
+    seeds: The students, which are trained side by side.
+    teacher: The teacher's folder.
+    weights: Keys of the config, as from `trials`.
+  """
+  method, changes = _ABLATIONS.get(row, (row, {}))
+  cfg = movielens_config.get_config(f'genre={column},method={method}')
+  cfg.seed, cfg.seeds = seeds.start, len(seeds)
+  cfg.teacher.checkpoint = teacher
+  # Validation stops each student at its best step, which a refit cannot know.
+  cfg.refit_on_validation = False
+  cfg.steps_per_dispatch = cfg.log_every = cfg.eval_every = 25
+  cfg.steps, cfg.optim.warmup, cfg.optim.learning_rate = 250, 50, 2e-3
+  _hide(cfg, regime)
+  cfg.update_from_flattened_dict({**weights, **changes})
+  return cfg
+
+
+def teacher_config(regime: Regime, column: str) -> types.Config:
+  """The config of the teacher of a regime and genre."""
+  cfg = movielens_config.get_config('method=teacher')
+  cfg.refit_on_validation = False
+  if regime.teacher == 'kept':
+    _hide(cfg, regime)
+    cfg.data.labels.genre = column
+  return cfg
+
+
+def _hide(cfg: types.Config, regime: Regime) -> None:
+  cfg.data.labels.share = regime.share
+  cfg.data.unlabelled.source = regime.unlabelled
+  cfg.teacher.labels = regime.teacher
