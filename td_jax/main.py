@@ -67,7 +67,12 @@ def main() -> None:
       flush=True,
     )
     return
+  if _MODE.value != 'train' and not (_WORKDIR.value or config.checkpoint):
+    raise errors.ConfigError(
+      f'--workdir is missing; --mode={_MODE.value} takes the folder of a run.'
+    )
   path = paths.as_path(_WORKDIR.value or workdir.default(config.name))
+  watch.workdir = str(path)
   if _MODE.value == 'cka':
     from td_jax.paper import figure3
 

@@ -28,13 +28,17 @@ from jaxtyping import install_import_hook
 install_import_hook('td_jax', 'beartype.beartype')
 
 import jax
+from jax import numpy as jnp
 import numpy as np
 import pytest
 import tiny_vision
 
 from td_jax import main
+from td_jax import methods
+from td_jax import types
 from td_jax.configs import movielens as movielens_config
 from td_jax.data import sources
+from td_jax.models import split as split_lib
 from td_jax.run import command as command_lib
 from td_jax.run import preemption
 
@@ -88,7 +92,7 @@ class Watch(preemption.Watch):
   """Asks for a stop once `when` returns True; never hears a signal."""
 
   def __init__(self, when=lambda: False):
-    self._signal, self._when = None, when
+    self._signal, self._when, self.workdir = None, when, ''
 
   @property
   def requested(self):
@@ -161,6 +165,23 @@ def small_config(arg='', **overrides):
   config.distill.hidden, config.distill.message = 14, 10
   config.update_from_flattened_dict(overrides)
   return config
+
+
+def lesson(student, teacher, labels):
+  """A lesson on these outputs [b, ...], for a term that reads no states."""
+
+  def side(output):
+    return split_lib.Side(
+      types.States(None, None), output, lambda low, key: low
+    )
+
+  return methods.Lesson(
+    student=side(student),
+    teachers={types.TEACHER: side(teacher)},
+    batch=types.Batch(x=None, y=labels, mask=jnp.ones(len(labels))),
+    step=jnp.int32(0),
+    rng=jax.random.key(0),
+  )
 
 
 def real(split):

@@ -263,3 +263,17 @@ def test_difference():
 @pytest.mark.parametrize('stored', [{'optim': 1}, {'teacher': 2}, {}])
 def test_a_damaged_config_is_completed_as_it_is(stored):
   assert config_lib.upgraded(dict(stored)) == stored
+
+
+def test_own_configs_lack_and_misspell_keys():
+  config = conftest.small_config()
+  del config.distill['noise']
+  with pytest.raises(errors.ConfigError, match=r"no key 'distill\.noise'"):
+    config_lib.validate(config)
+  config = conftest.small_config()
+  with config.unlocked():
+    config.distill.weights.logti = 3.0
+  with pytest.raises(
+    errors.ConfigError, match=r"Did you mean 'distill\.weights"
+  ):
+    config_lib.validate(config)

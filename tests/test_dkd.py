@@ -7,15 +7,13 @@ README names the commit and the tolerances.
 import os
 import pathlib
 
+import conftest
 import jax
 from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from td_jax import methods
-from td_jax import types
 from td_jax.methods import dkd
-from td_jax.models import split
 
 SHARED = pathlib.Path(
   os.environ.get('TD_JAX_SHARED', pathlib.Path(__file__).parents[2] / 'shared')
@@ -33,17 +31,7 @@ CASES = [
 
 def _cost(student, teacher, labels, **settings):
   """The cost [b] of DKD on these logits."""
-
-  def side(output):
-    return split.Side(types.States(None, None), output, lambda low, key: low)
-
-  lesson = methods.Lesson(
-    student=side(student),
-    teachers={'teacher': side(teacher)},
-    batch=types.Batch(x=None, y=labels, mask=jnp.ones(len(labels))),
-    step=jnp.int32(0),
-    rng=jax.random.key(0),
-  )
+  lesson = conftest.lesson(student, teacher, labels)
   cost, terms = dkd.dkd(**settings).loss({}, lesson)
   assert terms.keys() == {'target', 'others'}
   return cost

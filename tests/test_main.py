@@ -43,6 +43,7 @@ def environment(data_dir):
 
 
 CONFIG = f'--config={ROOT}/configs/movielens.py'
+VIT = CONFIG.replace('movielens', 'vit_cifar10')
 
 
 def _start(environment, cwd, *args):
@@ -187,6 +188,8 @@ def test_help_is_quick_and_light(environment, tmp_path):
   ('args', 'message'),
   [
     ((), '--config is missing'),
+    (('movielens',), 'did you mean --config=movielens?'),
+    ((CONFIG, 'runlocal'), "'runlocal' is not a flag; the arguments"),
     (('--config=configs/none.py',), 'configs/none.py'),
     ((CONFIG, '--workdr=x'), "'workdr'. Did you mean: workdir"),
     (
@@ -197,7 +200,7 @@ def test_help_is_quick_and_light(environment, tmp_path):
     ((CONFIG, '--config.methid=td'), "Did you mean 'method'"),
     ((CONFIG, '--config.optim.learning_rat=1'), "mean 'learning_rate'"),
     ((CONFIG, '--config.k=two'), 'two'),
-    ((f'{CONFIG}:genr=War',), "there is no 'genr'; choose from genre"),
+    ((f'{CONFIG}:genr=War',), "Did you mean 'genre'?"),
     ((f'{CONFIG}:runlocal=maybe',), 'write runlocal'),
   ],
 )
@@ -263,7 +266,11 @@ def elsewhere(tmp_path, monkeypatch):
     ((f'{CONFIG}:genre=Warr,method=scratch',), 2, "Did you mean 'War'?"),
     ((CONFIG, '--workdir=/proc/nowhere/run'), 74, 'cannot be written'),
     ((CONFIG, '--mode=eval', '--workdir=nowhere'), 65, 'config.json'),
-    ((CONFIG, '--config.teacher.checkpoint=nowhere'), 65, 'config.json'),
+    ((CONFIG, '--mode=eval'), 2, '--workdir is missing'),
+    ((CONFIG, '--config.teacher.checkpoint=nowhere'), 65, 'published weights'),
+    ((CONFIG, '--config.model.hidden=(0,-1)'), 2, 'each at least 1'),
+    ((f'{VIT}:laptop',), 2, 'config.teacher.checkpoint is empty'),
+    ((f'{VIT}:laptop,teacher=README.md',), 65, 'neither the folder of a run'),
   ],
 )
 def test_later_errors_are_one_line(command, elsewhere, args, code, message):

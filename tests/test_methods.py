@@ -14,6 +14,7 @@ from typing import Any
 from typing import NamedTuple
 import zlib
 
+import conftest
 from flax import linen as nn
 import jax
 from jax import numpy as jnp
@@ -235,7 +236,9 @@ def _teacher(task='ratings'):
   return {'teacher': jax.device_get(variables)}
 
 
-def _teacher_sides(task, variables, batch):
+def _teacher_sides(task, needs, variables, batch):
+  if not needs:
+    return {}  # As in a run: a method that declares no teacher sees none.
   x = batch.input_of('teacher')
   return {'teacher': split.side(TASKS[task].teacher, variables['teacher'], x)}
 
@@ -250,16 +253,17 @@ def _spy():
 
 def _parts(name, config, task='ratings'):
   rule = optim.build(config.optim, steps=config.steps, stages=config.stages)
+  method = methods.build(
+    name,
+    config=config,
+    task_loss=TASKS[task].loss,
+    start=config.stages[0],
+  )
   return {
     'model': TASKS[task].student(config),
-    'method': methods.build(
-      name,
-      config=config,
-      task_loss=TASKS[task].loss,
-      start=config.stages[0],
-    ),
+    'method': method,
     'optimizer': optax.chain(_spy(), rule),
-    'teacher_sides': functools.partial(_teacher_sides, task),
+    'teacher_sides': functools.partial(_teacher_sides, task, method.needs),
   }
 
 
@@ -857,6 +861,28 @@ def test_states_without_common_tokens_are_one_line(
     method.init(jax.random.key(0), _lesson(student, teacher))
   assert message in str(e.value)
   assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize(
+  ('returned', 'message'),
+  [
+    (jnp.float32(1), 'must return \\(cost, terms\\)'),
+    ((jnp.float32(1), {}), "'bad' with shape \\(\\)"),
+    ((jnp.zeros(3), {'part': jnp.zeros(2)}), "'part' with shape \\(2,\\)"),
+  ],
+)
+def test_a_loss_of_the_wrong_form_is_named(returned, message):
+  term = methods.base.Method(lambda rng, lesson: {}, lambda p, lesson: returned)
+  lesson = conftest.lesson(jnp.zeros(3), jnp.zeros(3), jnp.zeros(3))
+  with pytest.raises(errors.ConfigError, match=message):
+    methods.base.combine(bad=(1.0, term)).loss({}, lesson)
+
+
+def test_needs_of_a_teacher_imply_one():
+  for need in (methods.Need.TEACHER_OUTPUT, methods.Need.TEACHER_STATES):
+    term = methods.base.stateless(lambda lesson: (lesson, {}), needs={need})
+    needs = methods.base.combine(term=(1.0, term)).needs
+    assert needs == {need, methods.Need.TEACHER}
 
 
 def test_a_lesson_of_several_teachers_has_no_single_one():

@@ -20,7 +20,7 @@ GREY = (127.5, 127.5, 127.5)
 
 @pytest.fixture(scope='module')
 def config(vision_data):
-  made = tiny_vision.get_config('method=ld')
+  made = tiny_vision.get_config('method=ld,teacher=published')
   made.data.dir = str(vision_data)
   return made
 

@@ -5,6 +5,7 @@ missing.
 """
 
 from collections.abc import Sequence
+import difflib
 from typing import Any
 
 import ml_collections
@@ -26,9 +27,11 @@ def parse(arg: str | None, **defaults: bool | int | str) -> types.Config:
   for item in filter(None, (arg or '').split(',')):
     name, _, value = item.partition('=')
     if name not in parsed:
+      near = difflib.get_close_matches(name, list(defaults), n=1)
+      hint = f' Did you mean {near[0]!r}?' if near else ''
       raise ValueError(
         f'config argument {item!r}: there is no {name!r}; choose from '
-        f'{", ".join(sorted(defaults))}'
+        f'{", ".join(sorted(defaults))}.{hint}'
       )
     # bool('False') is True, so booleans are read by hand.
     if isinstance(defaults[name], bool):

@@ -45,7 +45,9 @@ class Lesson(NamedTuple):
     if len(self.teachers) != 1:
       names = ', '.join(self.teachers) or 'none'
       raise errors.ConfigError(
-        f'the method learns from one teacher, but the teachers are: {names}.'
+        f'the method learns from one teacher, but the teachers are: {names}. '
+        'A term that looks at a teacher declares it in its needs, such as '
+        'Need.TEACHER_OUTPUT.'
       )
     (side,) = self.teachers.values()
     return side
@@ -54,7 +56,7 @@ class Lesson(NamedTuple):
 class Need(enum.Enum):
   """What a method requires of the teacher, student, task or config."""
 
-  # The needs about a teacher's outputs or states come on top of this one.
+  # Implied by the needs for a teacher's outputs or states.
   TEACHER = 'a frozen teacher'
   TEACHER_OUTPUT = "the teacher's outputs for the task"
   TEACHER_STATES = "the teacher's hidden states on the input"
@@ -66,6 +68,7 @@ class Need(enum.Enum):
 
 
 Needs = frozenset[Need]
+_OF_TEACHER = frozenset({Need.TEACHER_OUTPUT, Need.TEACHER_STATES})
 Terms = dict[str, types.PerExample]
 Init = Callable[[types.Key, Lesson], types.PyTree]
 Loss = Callable[[types.PyTree, Lesson], tuple[types.PerExample, Terms]]
@@ -182,8 +185,10 @@ def combine(**terms: tuple[Weight, Method]) -> Method:
   ) -> tuple[types.PerExample, Terms]:
     costs, details = {}, {}
     for number, (name, (weight, method)) in enumerate(terms.items()):
-      cost, parts = method.loss(
-        params.get(name, NO_PARAMS), own(lesson, number)
+      cost, parts = _checked(
+        name,
+        method.loss(params.get(name, NO_PARAMS), own(lesson, number)),
+        lesson.batch.mask.shape,
       )
       if Need.LABELS in method.needs and lesson.label_weight is not None:
         cost = cost * lesson.label_weight
@@ -196,9 +201,31 @@ def combine(**terms: tuple[Weight, Method]) -> Method:
     return total, report | details
 
   united = frozenset[Need]().union(*(m.needs for _, m in terms.values()))
+  if united & _OF_TEACHER:
+    united |= {Need.TEACHER}
   return Method(
     init, loss, needs=united - {Need.LABELS}, messages=_messages(terms)
   )
+
+
+def _checked(
+  name: str, returned: Any, shape: tuple[int, ...]
+) -> tuple[types.PerExample, Terms]:
+  """What the loss of a term returned, if it has the right form."""
+  if not isinstance(returned, tuple) or len(returned) != 2:
+    raise errors.ConfigError(
+      f'the loss of the term {name!r} returns {type(returned).__name__}; it must '
+      'return (cost, terms): the cost of each example, and {} or {name: values}.'
+    )
+  cost, parts = returned
+  for part, value in {name: cost, **parts}.items():
+    if jnp.shape(value) != shape:
+      raise errors.ConfigError(
+        f'the term {name!r} returns {part!r} with shape {jnp.shape(value)}; a '
+        f'loss returns one value for each example, here {shape}: do not average '
+        'over the batch.'
+      )
+  return cost, parts
 
 
 def _messages(terms: Mapping[str, tuple[Weight, Method]]) -> Messages | None:

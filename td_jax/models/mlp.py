@@ -24,6 +24,11 @@ PADDING = 0  # Fills up titles that have fewer words.
 def check(field: str, settings: Any, inputs: Mapping[str, Any]) -> None:
   """Raises a ConfigError for settings of `MLP` that cannot work."""
   del inputs  # Any table of ratings will do.
+  if not settings.hidden or min(settings.hidden) < 1:
+    raise errors.ConfigError(
+      f'{field}.hidden is {settings.hidden}; it takes the widths of the layers, '
+      'each at least 1, such as (128, 64).'
+    )
   split_lib.check(f'{field}.split', settings.split, len(settings.hidden) + 1)
   for rate in ('dropout', 'unknown_rate'):
     errors.check_rate(f'{field}.{rate}', settings[rate])

@@ -54,12 +54,21 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
   try:
     rest = flags.FLAGS(_with_config_path(argv))
     config = flags.FLAGS['config'].value
+    if config is None and rest[1:]:
+      raise errors.ConfigError(
+        f'--config is missing; did you mean --config={rest[1]}?'
+      )
     if config is None:
       raise errors.ConfigError(
         '--config is missing; name a packaged config, such as '
         '--config=movielens, or a file, such as --config=configs/movielens.py.'
       )
     config.to_dict()  # Only now does a missing file show.
+    if rest[1:]:
+      raise errors.ConfigError(
+        f'{rest[1]!r} is not a flag; the arguments of a config follow a colon, '
+        'as in --config=movielens:runlocal.'
+      )
     return rest
   except Exception as e:  # A config file may raise anything.
     stop(e, _flag_error(e), errors.ConfigError.exit_code)

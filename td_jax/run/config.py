@@ -54,6 +54,7 @@ _RENAMED = {
 
 def validate(config: types.Config) -> None:
   """Raises a ConfigError of one line for the first thing that cannot work."""
+  _check_keys(config)
   for field, choices in _CHOICES.items():
     errors.choose(f'config.{field}', _get(config, field), choices)
   for field in ('seeds', 'eval_batch', 'parallel.fsdp'):
@@ -163,6 +164,23 @@ def difference(stored: Mapping[str, Any], config: types.Config) -> list[str]:
     for key in sorted(old.keys() | new.keys())
     if old.get(key) != new.get(key) and not key.startswith(_FREE)
   ]
+
+
+def _check_keys(config: types.Config) -> None:
+  """Keys that a config file of one's own lacks, or has misspelled."""
+  present = _flatten(config.to_dict())
+  for key in _flatten(common.run().to_dict()):
+    if key not in present:
+      raise errors.ConfigError(
+        f'the config has no key {key!r}; td_jax/configs/common.py has it with '
+        'its default.'
+      )
+  blocks = {'distill': common.distill(), 'optim': common.optimizer()}
+  for name, block in blocks.items():
+    known = [f'{name}.{key}' for key in _flatten(block.to_dict())]
+    for key in present:
+      if key.startswith(f'{name}.') and key not in known:
+        errors.choose('a key of the config', key, known)
 
 
 def _check_distill(config: types.Config) -> None:

@@ -20,6 +20,7 @@ from td_jax.run import config as config_lib
 from td_jax.run import results
 from td_jax.run import saved
 from td_jax.run import teachers as teachers_lib
+from td_jax.run import workdir
 from td_jax.storage import paths
 
 SELECTION = 'selection'  # The folder of the stage before a refit.
@@ -71,7 +72,7 @@ def make(
   for name in config_lib.teacher_names(config):
     if config.teacher.checkpoint:
       teachers[name] = paths.absolute(config.teacher.checkpoint)
-      _check_labels(config, teachers[name])
+      _check_teacher(config, teachers[name])
     else:
       teachers[name] = name
       if not (path / name / results.FILE).exists():
@@ -99,12 +100,27 @@ def devices(config: types.Config) -> parallel_lib.Parallel:
   return parallel_lib.Parallel(block.kind, block.devices, fsdp=block.fsdp)
 
 
-def _check_labels(config: types.Config, folder: str) -> None:
-  """Raises a ConfigError if a teacher's run hid other labels than it should."""
-  if 'labels' not in config.teacher or teachers_lib.is_published(folder):
+def _check_teacher(config: types.Config, folder: str) -> None:
+  """Raises an error if a folder holds no teacher, or not the expected one."""
+  if teachers_lib.is_published(folder):
     return
+  if not (paths.as_path(folder) / workdir.CONFIG).exists():
+    raise errors.DataError(
+      f'config.teacher.checkpoint is {folder!r}, which is neither the folder of '
+      'a run nor published weights: a .npz file, or a folder with config.json '
+      'and model.safetensors.'
+    )
+  if 'labels' not in config.teacher:
+    return
+  trained = saved.config_of(paths.as_path(folder))
+  if trained.method != types.TEACHER:
+    raise errors.ConfigError(
+      f'config.teacher.checkpoint is {folder!r}, which holds students '
+      f'(method {trained.method!r}) and no teacher; name the folder of a '
+      'teacher, such as its subfolder teacher.'
+    )
   expected = config_lib.as_teacher(config).data.labels
-  stored = saved.config_of(paths.as_path(folder)).data.labels
+  stored = trained.data.labels
   # Without hidden labels the other keys do not matter.
   if expected.share == stored.share == 1 or expected == stored:
     return
@@ -142,12 +158,11 @@ def _before_refit(
   if any(stage.folder == folder for stage in planned):
     return folder  # It is trained without a refit.
   run = paths.resolve(path, folder)
+  if teachers_lib.is_published(str(run)):
+    return folder
   if (run / SELECTION).exists():
     return selection
-  if (
-    not teachers_lib.is_published(str(run))
-    and saved.config_of(run).refit_on_validation
-  ):
+  if saved.config_of(run).refit_on_validation:
     log(
       f'warning: {run} has trained on validation and has no {SELECTION}/, so '
       'the validation scores of its students are too good.'

@@ -12,6 +12,7 @@ class Watch:
 
   def __init__(self):
     self._signal = None
+    self.workdir = ''  # The folder of the run, for messages, once it is known.
     for number in (signal.SIGTERM, signal.SIGINT):
       signal.signal(number, self._record)
 
@@ -34,9 +35,12 @@ class Watch:
     reason = 'another process was asked to stop'
     if self._signal is not None:
       reason = signal.Signals(self._signal).name
+    folder = (
+      f'--workdir={self.workdir}' if self.workdir else 'the same --workdir'
+    )
     raise errors.PreemptedError(
-      f'{reason}: {state}. Run the same command with the same --workdir to '
-      'continue from there.'
+      f'{reason}: {state}. Run the same command with {folder} to continue from '
+      'there.'
     )
 
   def _record(self, number: int, frame: FrameType | None) -> None:

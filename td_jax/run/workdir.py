@@ -52,10 +52,15 @@ class Workdir:
       if paths.is_remote(self.path):
         return
       self._lock = open(self.path / '.lock', 'a+')
-    except OSError as e:
+    # TensorFlow's errors of buckets are no OSErrors.
+    except Exception as e:
+      reason = e.strerror if isinstance(e, OSError) else None
+      if isinstance(e, FileExistsError):
+        reason = 'it is a file, not a folder'
       raise errors.IOFailedError(
-        f'--workdir={self.path} cannot be written: {e.strerror or e}. Choose '
-        'another folder or mend its permissions.'
+        f'--workdir={self.path} cannot be written: '
+        f'{reason or errors.one_line(e)}. Choose another folder or mend its '
+        'permissions.'
       ) from e
     try:
       fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

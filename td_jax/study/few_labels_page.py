@@ -93,7 +93,8 @@ def page(finished: Finished) -> str:
     'over seeds. Gains are differences from scratch with the same labels, '
     'paired over seeds. Weights were chosen on the validation split of '
     f'{" and ".join(regimes.TUNED_ON)}, with as many trials for each method and '
-    'regime. Validation keeps all of its ratings, whatever the share of labels.',
+    'regime; those for 1% and 20% of the labels are those for 5%. Validation '
+    'keeps all of its ratings, whatever the share of labels.',
     '',
   ]
   for teacher, title in _TEACHER_TITLES.items():
@@ -153,7 +154,7 @@ def _table(finished: Finished, share: float, teacher: str) -> list[str]:
 def draw(finished: Finished, file: pathlib.Path) -> None:
   """RMSE against the share of labels, one panel for each teacher."""
   split = 'test'
-  figure = figures.new(10, 4.6)
+  figure = figures.new(10.0, 4.6)
   panels = figure.subplots(1, 2, sharey=True)
   for axes, (teacher, title) in zip(
     panels, _TEACHER_TITLES.items(), strict=True
