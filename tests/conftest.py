@@ -37,6 +37,7 @@ from td_jax import main
 from td_jax import methods
 from td_jax import types
 from td_jax.configs import movielens as movielens_config
+from td_jax.data import ratings as ratings_lib
 from td_jax.data import sources
 from td_jax.models import split as split_lib
 from td_jax.run import command as command_lib
@@ -45,7 +46,9 @@ from td_jax.run import preemption
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
-def small_ratings(users=40, movies=30, rows=1500, seed=0) -> sources.Ratings:
+def small_ratings(
+  users=40, movies=30, rows=1500, seed=0
+) -> ratings_lib.Ratings:
   """Ratings that look like MovieLens, small and made up."""
   rng = np.random.default_rng(seed)
   user = rng.integers(1, users + 1, rows).astype(np.int32)
@@ -54,7 +57,7 @@ def small_ratings(users=40, movies=30, rows=1500, seed=0) -> sources.Ratings:
   rating = np.clip(np.round(3.5 + taste[0][user] + taste[1][movie]), 1, 5)
   genres = rng.random((movies + 1, 3)) < 0.5
   genres[1:, 0] |= ~genres[1:].any(axis=1)
-  return sources.Ratings(
+  return ratings_lib.Ratings(
     user_id=user,
     movie_id=movie,
     rating=rating.astype(np.float32),

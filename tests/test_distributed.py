@@ -14,6 +14,7 @@ import conftest
 import pytest
 
 from td_jax import errors
+from td_jax.data import ratings as ratings_lib
 from td_jax.data import sources
 from td_jax.devices import distributed
 from td_jax.storage import array_cache
@@ -29,7 +30,7 @@ ARGS = (
 def environment(tmp_path_factory):
   root = tmp_path_factory.mktemp('data')
   small = conftest.small_ratings()
-  ratings = small._replace(fingerprint=sources._fingerprint(small))
+  ratings = small._replace(fingerprint=ratings_lib.fingerprint(small))
   array_cache.save(sources._cache_path(root), ratings._asdict(), log=print)
   return os.environ | {
     'PYTHONPATH': str(ROOT),

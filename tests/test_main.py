@@ -15,6 +15,7 @@ import conftest
 import numpy as np
 import pytest
 
+from td_jax.data import ratings as ratings_lib
 from td_jax.data import sources
 from td_jax.run import workdir
 from td_jax.storage import array_cache
@@ -28,7 +29,7 @@ def data_dir(tmp_path_factory):
   """A data folder whose cache holds `small_ratings`."""
   root = tmp_path_factory.mktemp('data')
   small = conftest.small_ratings()
-  ratings = small._replace(fingerprint=sources._fingerprint(small))
+  ratings = small._replace(fingerprint=ratings_lib.fingerprint(small))
   array_cache.save(sources._cache_path(root), ratings._asdict(), log=print)
   return root
 

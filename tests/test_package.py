@@ -14,6 +14,7 @@ import pytest
 
 import td_jax
 from td_jax import configs
+from td_jax.data import ratings as ratings_lib
 from td_jax.data import sources
 from td_jax.storage import array_cache
 
@@ -79,7 +80,7 @@ def environment(tmp_path_factory):
   """Variables of a shell in which nobody has heard of the checkout."""
   data_dir = tmp_path_factory.mktemp('data')
   small = conftest.small_ratings()
-  ratings = small._replace(fingerprint=sources._fingerprint(small))
+  ratings = small._replace(fingerprint=ratings_lib.fingerprint(small))
   array_cache.save(sources._cache_path(data_dir), ratings._asdict(), log=print)
   variables = {
     name: value for name, value in os.environ.items() if name != 'PYTHONPATH'

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from td_jax import errors
+from td_jax.data import ratings as ratings_lib
 from td_jax.data import sources
 from td_jax.data import tfds
 from td_jax.storage import array_cache
@@ -29,7 +30,7 @@ SOURCES = ('_from_prepared', '_from_download', '_from_wheel')
 
 def _tiny(first_rating=5.0):
   """Three ratings of two movies, given out of order."""
-  return sources._ratings(
+  return ratings_lib.make(
     {
       'user_id': np.array([2, 1, 1]),
       'movie_id': np.array([1, 2, 1]),
@@ -168,16 +169,16 @@ def test_fingerprint_sees_every_part():
   ratings = _tiny()
   assert _tiny().fingerprint == ratings.fingerprint
   seen = {ratings.fingerprint}
-  for name in sources._COLUMNS:
+  for name in ratings_lib.COLUMNS:
     column = getattr(ratings, name).copy()
     column[-1] += 1
-    seen.add(sources._fingerprint(ratings._replace(**{name: column})))
+    seen.add(ratings_lib.fingerprint(ratings._replace(**{name: column})))
   for change in (
     {'titles': ('', 'a', 'b')},
     {'genres': ~ratings.genres},
     {'genre_names': ('Drama', 'War')},
   ):
-    seen.add(sources._fingerprint(ratings._replace(**change)))
+    seen.add(ratings_lib.fingerprint(ratings._replace(**change)))
   assert len(seen) == 1 + 4 + 3
 
 
@@ -352,7 +353,7 @@ def test_readers_see_whole_caches_while_others_write(tmp_path):
     writer.start()
   try:
     for _ in range(200):
-      ratings = sources._read_cache(cache)
+      ratings = ratings_lib.read_cache(cache, most_bytes=1 << 24)
       assert ratings.fingerprint in [r.fingerprint for r in both]
   finally:
     done.set()
@@ -418,7 +419,7 @@ def test_collect_decodes_labels_titles_and_ids():
     'genre_count': np.array([1, 2, 0]),
   }
   labels = ['Action', 'IMAX', 'Crime', 'Unknown']
-  ratings = sources._collect(columns, labels)
+  ratings = ratings_lib.collect([columns], labels)
   assert ratings.user_id.tolist() == [7, 12, 7]
   assert ratings.movie_id.tolist() == [11, 10, 2]
   assert ratings.rating.tolist() == [1, 5, 4]

