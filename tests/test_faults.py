@@ -722,7 +722,7 @@ def test_every_example_is_counted(trained, kind, devices, batch):
   found = saved.load(trained, task)
   metric = metrics.METRICS['rmse']
   got = evaluate.scorer(
-    feed.feed(task.test, None),
+    feed.feed(task.test, task.make_batch),
     model=found.model,
     metric=metric,
     parallel=parallel_lib.Parallel(kind, devices),

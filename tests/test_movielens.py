@@ -26,6 +26,13 @@ def _load(genre='', ratings=None, refit_on_validation=False):
   )
 
 
+def _inputs(task, split):
+  """The student's inputs of a whole split, as NumPy."""
+  columns = getattr(task, split)
+  batch = task.make_batch(columns, np.arange(len(columns.y)), None)
+  return jax.device_get(batch.x)
+
+
 @pytest.fixture
 def small():
   return conftest.small_ratings()
@@ -178,23 +185,24 @@ def test_words_come_from_the_training_rows(small):
   titles[30] = "Old Brand-New Film's (1996)"
   titles[29] = 'Old Seen'
   task = _load('', small._replace(titles=tuple(titles)))
-  words = task.test.x['title'][-1]
+  test, train = _inputs(task, 'test'), _inputs(task, 'train')
+  words = test['title'][-1]
   assert task.model_args['words'] == 1 + len(
     {'old', '0', '1', '2', '1995', 'seen'}
   )
   assert words.tolist() == [
-    task.test.x['title'][task.test.x['movie'] == 29][0][0],
+    test['title'][test['movie'] == 29][0][0],
     0,
     0,
     0,
     0,
   ]
-  assert task.train.x['title'].max() < task.model_args['words']
+  assert train['title'].max() < task.model_args['words']
 
 
 def test_genres_are_shares(small):
   task = _load('War', small)
-  shares = task.train.x['genres']
+  shares = _inputs(task, 'train')['genres']
   np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=1e-6)
   rows = movielens.parts(small, 'War').train
   np.testing.assert_array_equal(shares > 0, small.genres[small.movie_id[rows]])

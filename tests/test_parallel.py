@@ -288,7 +288,7 @@ def test_evaluation_on_any_number_of_devices(teacher, kind, devices):
   assert len(task.test.mask) % devices
   scores = [
     evaluate.scorer(
-      feed.feed(task.test, None),
+      feed.feed(task.test, task.make_batch),
       model=run.model,
       metric=metrics.METRICS['rmse'],
       parallel=parallel_lib.Parallel(*how),

@@ -19,6 +19,7 @@ movie without a rating: the pairs of the hidden ratings, or random pairs.
 import re
 from typing import NamedTuple
 
+from jax import numpy as jnp
 import numpy as np
 
 from td_jax import errors
@@ -156,8 +157,8 @@ def task(config: types.Config, ratings: ratings_lib.Ratings) -> task_lib.Task:
 
   def columns(pairs: _Pairs, rating: np.ndarray) -> types.Batch:
     return types.Batch(
-      x=_features(ratings, pairs, student, words),
-      teacher_x={types.TEACHER: _features(ratings, pairs, teacher, words)},
+      x=_ids(pairs, student),
+      teacher_x={types.TEACHER: _ids(pairs, teacher)},
       y=rating,
       mask=np.ones(len(rating), np.float32),
     )
@@ -193,6 +194,7 @@ def task(config: types.Config, ratings: ratings_lib.Ratings) -> task_lib.Task:
     else feed.padded(split('validation'), longest['validation']),
     test=feed.padded(split('test'), longest['test']),
     unlabelled=unlabelled,
+    make_batch=_make_batch(ratings, words),
     model_args={
       'users': int(ratings.user_id.max()) + 1,
       'movies': len(ratings.titles),
@@ -327,21 +329,45 @@ def _words(ratings: ratings_lib.Ratings, rows: np.ndarray) -> np.ndarray:
   return table
 
 
-def _features(
-  ratings: ratings_lib.Ratings,
-  pairs: _Pairs,
-  vocabulary: list[np.ndarray],
-  words: np.ndarray,
-) -> dict[str, np.ndarray]:
-  """The input of a network, see `models.mlp.MLP`."""
+def _ids(pairs: _Pairs, vocabulary: list[np.ndarray]) -> dict[str, np.ndarray]:
+  """What is stored of each example: 12 bytes for each network."""
   users, movies = vocabulary
-  genres = ratings.genres[pairs.movie].astype(np.float32)
   return {
     'user': users[pairs.user],
     'movie': movies[pairs.movie],
-    'title': words[pairs.movie],
-    'genres': genres / np.maximum(genres.sum(axis=1, keepdims=True), 1),
+    'facts': pairs.movie.astype(np.int32),  # A row of the movies' table.
   }
+
+
+def _make_batch(
+  ratings: ratings_lib.Ratings, words: np.ndarray
+) -> feed.MakeBatch:
+  """Adds the movies' titles and genres to a batch, see `models.mlp.MLP`."""
+  shares = ratings.genres.astype(np.float32)
+  shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1)
+
+  def whole(x: types.PyTree) -> types.PyTree:
+    title, genres = (
+      jnp.asarray(table).at[x['facts']].get(mode='promise_in_bounds')
+      for table in (words, shares)
+    )
+    return {
+      'user': x['user'],
+      'movie': x['movie'],
+      'title': title,
+      'genres': genres,
+    }
+
+  def make_batch(
+    columns: types.PyTree, ids: types.PyTree, key: types.Key | None
+  ) -> types.Batch:
+    batch = feed.take(columns, ids, key)
+    return batch._replace(
+      x=whole(batch.x),
+      teacher_x={name: whole(x) for name, x in batch.teacher_x.items()},
+    )
+
+  return make_batch
 
 
 def _baselines(

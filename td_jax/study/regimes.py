@@ -24,8 +24,8 @@ SCRATCH = 'scratch'
 
 # The largest values are far above what helps with all labels: without labels of
 # its own a student has little else to learn from.
-_LOGIT = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-_OTHERS = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
+_LOGIT = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+_OTHERS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 _TERMS = {
   'ld': ('logit',),
   'fd': ('feature',),
