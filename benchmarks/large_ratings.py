@@ -9,10 +9,12 @@ process and the bytes of the columns that stay on the device.
 """
 
 import argparse
+from collections.abc import Iterator
 import json
 import pathlib
 import resource
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -42,7 +44,7 @@ def write(root: pathlib.Path, rows: int) -> None:
   times = rng.integers(0, 10**9, rows)
   text = tfds.features.Tensor(shape=(), dtype=np.str_)
 
-  def examples():
+  def examples() -> Iterator[tuple[int, dict[str, Any]]]:
     for row in range(rows):
       movie = int(movies[row])
       yield (

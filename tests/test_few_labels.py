@@ -403,6 +403,37 @@ def test_a_head_is_fitted_on_kept_labels_alone(image_config, tmp_path):
   assert np.abs(leaky - honest).max() > 1e-3
 
 
+@pytest.mark.parametrize('memory', ['device', 'stream'])
+def test_images_train_with_unlabelled_ones(image_config, tmp_path, memory):
+  """From the config to the scores, with cached states or streamed."""
+  if memory == 'device':
+    settings = {
+      'data.labels.per_class': 2,
+      'data.unlabelled.source': 'rest',
+      'teacher.cache': True,
+      'data.augment': 'none',
+    }
+  else:
+    settings = {
+      'data.memory': 'stream',
+      'data.augment': 'inception',
+      'data.limit': 0,
+      'data.train': 'train[:50%]',
+      'data.unlabelled.source': 'dataset',
+      'data.unlabelled.split': 'train[50%:]',
+      'data.unlabelled.dataset': 'image_folder',
+      'teacher.cache': False,
+    }
+  config = image_config('td_ld', **settings)
+  results = pipeline.run(
+    config, tmp_path, watch=conftest.Watch(), log=types.no_log
+  )
+  assert results['train_examples'] + results['unlabelled'] == 24
+  assert 0 <= results['test']['mean'] <= 1
+  rows = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  assert all('talk/interact' in row and 'task' in row for row in rows)
+
+
 def test_a_folder_without_classes(image_config, tmp_path):
   photos = tmp_path / 'photos'
   (photos / 'holiday').mkdir(parents=True)

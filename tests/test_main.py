@@ -270,7 +270,7 @@ def elsewhere(tmp_path, monkeypatch):
     ((CONFIG, '--mode=eval'), 2, '--workdir is missing'),
     ((CONFIG, '--config.teacher.checkpoint=nowhere'), 65, 'published weights'),
     ((CONFIG, '--config.model.hidden=(0,-1)'), 2, 'each at least 1'),
-    ((f'{VIT}:laptop',), 2, 'config.teacher.checkpoint is empty'),
+    ((f'{VIT}:laptop,teacher=',), 2, 'config.teacher.checkpoint is empty'),
     ((f'{VIT}:laptop,teacher=README.md',), 65, 'neither the folder of a run'),
   ],
 )

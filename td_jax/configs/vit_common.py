@@ -27,7 +27,6 @@ _LAPTOP_WEIGHTS = {
   'td': {'interact': 0.01, 'message': 0.01, 'state': 0.01},
   'td_ld': {'logit': 3.0, 'interact': 0.1, 'message': 0.1, 'state': 0.01},
 }
-_PAPERS_TEACHER = 'gs://vit_models/imagenet21k/ViT-B_32.npz'
 _IMAGENET_MEAN = (123.675, 116.28, 103.53)
 _IMAGENET_STD = (58.395, 57.12, 57.375)
 
@@ -56,15 +55,13 @@ def config(
   args: Any = common.parse(
     arg,
     method='td',
-    teacher=_PAPERS_TEACHER,
+    teacher='gs://vit_models/imagenet21k/ViT-B_32.npz',
     size=384,
     laptop=False,
     runlocal=False,
   )
   small = args.laptop or args.runlocal
   changes = _LAPTOP if small else {}
-  if small and args.teacher == _PAPERS_TEACHER:
-    args.teacher = ''  # It is larger than the networks of a laptop.
   cfg: Any = common.run()
   cfg.name = name
   cfg.domain = 'images'

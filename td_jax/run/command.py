@@ -40,6 +40,16 @@ def exit_on_error(main: Callable[[], Any]) -> None:
     main()
   except errors.TdError as e:
     stop(e, str(e), e.exit_code)
+  except Exception as e:
+    # TensorFlow reads buckets, and its errors are no OSErrors.
+    if not type(e).__module__.startswith('tensorflow.'):
+      raise
+    stop(
+      e,
+      f'a file in a bucket could not be read or written ({errors.one_line(e)}). '
+      'Check its address, the network and your rights.',
+      errors.IOFailedError.exit_code,
+    )
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

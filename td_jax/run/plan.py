@@ -72,7 +72,7 @@ def make(
   for name in config_lib.teacher_names(config):
     if config.teacher.checkpoint:
       teachers[name] = paths.absolute(config.teacher.checkpoint)
-      _check_teacher(config, teachers[name])
+      _check_teacher(config, teachers[name], log)
     else:
       teachers[name] = name
       if not (path / name / results.FILE).exists():
@@ -100,7 +100,7 @@ def devices(config: types.Config) -> parallel_lib.Parallel:
   return parallel_lib.Parallel(block.kind, block.devices, fsdp=block.fsdp)
 
 
-def _check_teacher(config: types.Config, folder: str) -> None:
+def _check_teacher(config: types.Config, folder: str, log: types.Log) -> None:
   """Raises an error if a folder holds no teacher, or not the expected one."""
   if teachers_lib.is_published(folder):
     return
@@ -114,10 +114,10 @@ def _check_teacher(config: types.Config, folder: str) -> None:
     return
   trained = saved.config_of(paths.as_path(folder))
   if trained.method != types.TEACHER:
-    raise errors.ConfigError(
-      f'config.teacher.checkpoint is {folder!r}, which holds students '
-      f'(method {trained.method!r}) and no teacher; name the folder of a '
-      'teacher, such as its subfolder teacher.'
+    log(
+      f'warning: config.teacher.checkpoint is {folder}, which holds students '
+      f'(method {trained.method!r}); their teacher is in its subfolder '
+      f'{types.TEACHER}.'
     )
   expected = config_lib.as_teacher(config).data.labels
   stored = trained.data.labels
