@@ -183,7 +183,7 @@ def measure_messages(
   assert isinstance(validation, types.Batch)
   # Padding would count as ratings.
   real = np.flatnonzero(validation.mask)[:examples]
-  batch = jax.tree.map(lambda leaf: leaf[real], validation)
+  batch = task.examples(validation, real)
   messages = experiment.method_of(config, task).messages
   assert messages is not None  # Only runs that talk are measured.
 

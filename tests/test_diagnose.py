@@ -111,7 +111,7 @@ def test_messages_are_measured_by_hand(small, teacher):
     config, task, params, model=made.model, teacher=frozen, examples=20
   )
   one = jax.tree.map(lambda leaf: leaf[0], params)
-  batch = jax.tree.map(lambda leaf: leaf[:20], task.validation)
+  batch = jax.device_get(task.examples(task.validation, np.arange(20)))
   talk = one['method']['talk']
 
   def translate(part, values):

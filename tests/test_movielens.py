@@ -29,7 +29,7 @@ def _load(genre='', ratings=None, refit_on_validation=False):
 def _inputs(task, split):
   """The student's inputs of a whole split, as NumPy."""
   columns = getattr(task, split)
-  batch = task.make_batch(columns, np.arange(len(columns.y)), None)
+  batch = task.examples(columns, np.arange(len(columns.y)))
   return jax.device_get(batch.x)
 
 

@@ -288,7 +288,7 @@ def test_the_movielens_step(small_movielens):
   task = data.load(config, log=lambda line: None)
   model = models.build(config.model, task.model_args)
   teacher = models.build(config.teacher.model, task.model_args)
-  batch = task.make_batch(task.train, np.arange(16), None)
+  batch = task.examples(task.train, np.arange(16))
   x = batch.input_of('teacher')
   variables = jax.eval_shape(
     lambda: teacher.init(jax.random.key(0), x, train=False)

@@ -31,6 +31,10 @@ class Task(NamedTuple):
   # SHA-256 of unlabelled records that `fingerprint` does not cover, or ''.
   unlabelled_fingerprint: str = ''
 
+  def examples(self, split: types.Batch, ids: Any) -> types.Batch:
+    """The rows `ids` [b] of a split in memory, as networks see them."""
+    return (self.make_batch or feed.take)(split, ids, None)
+
   @property
   def train_feed(self) -> feed.Feed:
     """What students train on."""
