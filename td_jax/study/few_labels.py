@@ -6,8 +6,9 @@
 For each teacher and source of unlabelled pairs, the weights of every method are
 chosen on the validation split of two genres, with as many trials for each
 method; so are the steps, weight decay and dropout of scratch. Then every method
-runs in all genres. There is no refit: a student is scored on validation and
-test at its best step by validation.
+runs in all genres, TD without LD at 5% and 100% of the labels alone. There is no
+refit: a student is scored on validation and test at its best step by validation.
+Weights for 1% and 20% of the labels are those found at 5%.
 
 There are two teachers. The paper's has learnt from all ratings of the training
 split, also from those that are hidden from the students: what a student gains
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
 import datetime
+import itertools
 import pathlib
 import shutil
 import tempfile
@@ -144,10 +146,13 @@ class Study:
     locks = self._workdir / what
     locks.mkdir(exist_ok=True)
     began, first = time.monotonic(), len(_left(work, file))
-    for key in work:
+    # The second time round it waits for what other processes are running, since
+    # the cells need all trials, and runs what a killed process has left.
+    for wait, key in itertools.product((False, True), work):
       if key not in _left([key], file):
         continue
-      with results_log.lock(locks / f'{_digest(key)}.lock') as acquired:
+      lock = locks / f'{_digest(key)}.lock'
+      with results_log.lock(lock, wait=wait) as acquired:
         # Read again under the lock: another process may have finished it.
         if not acquired or not _left([key], file):
           continue
