@@ -2,55 +2,73 @@
 
 import itertools
 import json
+import threading
 
 import conftest
 import numpy as np
 import pytest
 
 from td_jax import types
+from td_jax.paper import table_specs
 from td_jax.run import config as config_lib
+from td_jax.storage import results_log
 from td_jax.study import few_labels
-from td_jax.study import few_labels_page
-from td_jax.study import regimes
+from td_jax.study import finished as finished_lib
+from td_jax.study import images
+from td_jax.study import images_page
+from td_jax.study import ratings
+from td_jax.study import ratings_page
+from td_jax.study import search
+from td_jax.study import work
 
-FEW = regimes.Regime(0.05, 'kept', 'rest')
-ALONE = regimes.Regime(0.05, 'all', 'none')
+FEW = ratings.Regime(0.05, 'kept', 'rest')
+ALONE = ratings.Regime(0.05, 'all', 'none')
+DESIGNS = tuple(few_labels.DESIGNS.values())
+IMAGES = [
+  (regime, row, column)
+  for regime, row in images.rows()
+  for column in images.columns(regime)
+]
 
 
-def test_every_row_has_trials_of_its_own_kind():
-  rows, tuned = regimes.rows(), regimes.tuned()
+@pytest.mark.parametrize('design', DESIGNS)
+def test_every_row_has_trials_of_its_own_kind(design):
+  rows = design.rows()
   assert len(set(rows)) == len(rows)
   for regime, row in rows:
-    searched, method = regimes.tuned_as(regime, row)
-    assert (searched, method) in tuned
-    assert searched.teacher == regime.teacher
+    searched, method = design.tuned_as(regime, row)
     assert row.startswith(method)
+    assert searched.unlabelled == regime.unlabelled or 'pairs' in regime
+    # Weights are tried in columns that the regime has.
+    assert set(design.TUNED_ON) <= set(design.columns(searched))
     # Nothing is chosen with labels that the row hides from scratch.
-    assert row != regimes.SCRATCH or searched == regime
+    assert not row.startswith('scratch') or searched == regime
+    assert len(design.trials(method, 6)) == 6
 
 
-def test_trials_are_as_many_and_as_wide_for_every_method():
-  for method in (regimes.SCRATCH, *regimes.METHODS):
-    trials = regimes.trials(method, 6)
+@pytest.mark.parametrize('design', DESIGNS)
+def test_trials_are_as_many_and_as_wide_for_every_method(design):
+  for method in ('scratch', *search.METHODS):
+    trials = design.trials(method, 6)
     assert len({json.dumps(trial) for trial in trials}) == 6
-    assert trials == regimes.trials(method, 12)[:6]
+    assert trials == design.trials(method, 12)[:6]
   logits = [
-    sorted(t['distill.weights.logit'] for t in regimes.trials(method, 6))
+    sorted(t['distill.weights.logit'] for t in design.trials(method, 6))
     for method in ('ld', 'hybrid', 'td_ld')
   ]
   assert logits[0] == logits[1] == logits[2]
 
 
-@pytest.mark.parametrize(('regime', 'row'), regimes.rows())
+@pytest.mark.parametrize(('regime', 'row'), ratings.rows())
 def test_configs_are_valid_and_teachers_fit(regime, row):
-  _, method = regimes.tuned_as(regime, row)
-  (trial,) = regimes.trials(method, 1)
-  config = regimes.config(
+  _, method = ratings.tuned_as(regime, row)
+  (trial,) = ratings.trials(method, 1)
+  config = ratings.config(
     regime, row, 'War', seeds=range(3), teacher='', weights=trial
   )
   config_lib.validate(config)
   assert config.data.labels.share == regime.share
-  teacher = config_lib.as_teacher(regimes.teacher_config(regime, 'War'))
+  teacher = config_lib.as_teacher(ratings.teacher_config(regime, 'War'))
   config_lib.validate(teacher)
   expected = config_lib.as_teacher(config).data.labels
   assert teacher.data.labels.share == expected.share
@@ -58,9 +76,27 @@ def test_configs_are_valid_and_teachers_fit(regime, row):
     assert teacher.data.labels == expected
 
 
+@pytest.mark.parametrize(('regime', 'row', 'column'), IMAGES)
+def test_configs_of_images_are_valid(regime, row, column):
+  _, method = images.tuned_as(regime, row)
+  (trial,) = images.trials(method, 1)
+  config = images.config(
+    regime, row, column, seeds=range(3), teacher='DIR', weights=trial
+  )
+  config_lib.validate(config)
+  assert config.data.dataset == column
+  assert config.data.labels.per_class == regime.per_class
+  assert config.student_init == (
+    'random' if row == images.RANDOM else 'first_n'
+  )
+  if row not in (images.SCRATCH, images.RANDOM):
+    l2 = config.distill.logit_distance == 'l2'
+    assert l2 == (row == table_specs.L2)
+
+
 def _cell(regime, row, column, seeds):
   """A finished cell; RMSE 1 + a tenth of the genre's number + the seed's."""
-  number = regimes.COLUMNS.index(column)
+  number = ratings.COLUMNS.index(column)
   scores = [1 + number / 10 + seed for seed in seeds]
   return {
     'regime': regime._asdict(),
@@ -74,15 +110,16 @@ def _cell(regime, row, column, seeds):
 
 def _rows():
   return [
-    *(_cell(ALONE, 'scratch', c, (0.02, 0.04)) for c in regimes.COLUMNS),
-    *(_cell(FEW, 'ld', c, (0.01, 0.02)) for c in regimes.COLUMNS),
+    *(_cell(ALONE, 'scratch', c, (0.02, 0.04)) for c in ratings.COLUMNS),
+    *(_cell(FEW, 'ld', c, (0.01, 0.02)) for c in ratings.COLUMNS),
     # Not in every genre, so that its mean could not be compared.
     _cell(FEW, 'td', 'Drama', (0.0, 0.0)),
   ]
 
 
 def test_the_page_by_hand():
-  text = few_labels_page.page(few_labels_page.Finished(_rows()))
+  finished = finished_lib.Finished(_rows(), ratings.Regime, ratings.COLUMNS)
+  text = ratings_page.page(finished)
   # 1.35 is the mean over the genres; the gains of the seeds are 0.01 and 0.02.
   assert (
     '| Label distillation (LD) | with the pairs of the hidden ratings '
@@ -93,8 +130,45 @@ def test_the_page_by_hand():
   assert '| TD' not in text
 
 
+def _image_cell(regime, row, scores):
+  return {
+    'regime': regime._asdict(),
+    'row': row,
+    'column': 'cifar10',
+    **{split: {'per_seed': scores} for split in ('validation', 'test')},
+    'teachers': {'teacher': {'validation': 0.7, 'test': 0.6}},
+    'train_examples': 2000,
+  }
+
+
+def _image_rows():
+  few, every = (images.Regime(n, 'none') for n in (50, images.ALL))
+  return [
+    _image_cell(few, images.SCRATCH, [0.4, 0.42]),
+    _image_cell(few._replace(unlabelled='rest'), 'ld', [0.5, 0.53]),
+    _image_cell(every, images.SCRATCH, [0.55, 0.55]),
+  ]
+
+
+def test_the_page_of_images_by_hand(tmp_path):
+  images_page.render(_image_rows(), tmp_path)
+  text = (tmp_path / 'few_images.md').read_text()
+  assert (
+    '| Label distillation (LD) | with the other images, unlabelled '
+    '| 0.5150 ± 0.0150 | +0.1050 ± 0.0050 | 0.5150 ± 0.0150 |'
+  ) in text
+  assert (
+    "| Task only, from the teacher's blocks | labelled images only "
+    '| 0.4100 ± 0.0100 |  | 0.4100 ± 0.0100 |  |'
+  ) in text
+  assert (
+    '| Teacher (frozen, a linear head) | labelled images only | 0.7' in text
+  )
+  assert (tmp_path / 'few_images.png').read_bytes()[1:4] == b'PNG'
+
+
 def test_rendering_writes_page_and_figure(tmp_path):
-  few_labels_page.render(_rows(), tmp_path)
+  ratings_page.render(_rows(), tmp_path)
   assert (tmp_path / 'few_labels.md').read_text().startswith('# Few labels')
   assert (tmp_path / 'few_labels.png').read_bytes()[1:4] == b'PNG'
 
@@ -117,7 +191,7 @@ def test_the_best_weights_have_the_best_mean_of_both_genres():
     )
   ]
   for order in itertools.permutations(trials):
-    assert few_labels.best(order) == {
+    assert few_labels.best(ratings, order) == {
       (FEW, 'ld'): {'distill.weights.logit': 3.0}
     }
 
@@ -125,10 +199,9 @@ def test_the_best_weights_have_the_best_mean_of_both_genres():
 @pytest.mark.usefixtures('small_movielens')
 def test_the_study_resumes(tmp_path, monkeypatch):
   """Trials, then cells with the best weights; what is done is not run again."""
-  rows = [(ALONE, 'scratch'), (FEW, 'ld')]
-  monkeypatch.setattr(regimes, 'rows', lambda: rows)
-  monkeypatch.setattr(regimes, 'COLUMNS', ('Drama', 'War'))
-  monkeypatch.setattr(regimes, 'TUNED_ON', ('Drama', 'War'))
+  monkeypatch.setattr(ratings, 'rows', lambda: [(FEW, 'ld')])
+  monkeypatch.setattr(ratings, 'COLUMNS', ('War',))
+  monkeypatch.setattr(ratings, 'TUNED_ON', ('War',))
   small = conftest.small_config('method=teacher')
 
   def shrunk(make):
@@ -146,38 +219,82 @@ def test_the_study_resumes(tmp_path, monkeypatch):
 
     return config
 
-  monkeypatch.setattr(regimes, 'config', shrunk(regimes.config))
-  monkeypatch.setattr(regimes, 'teacher_config', shrunk(regimes.teacher_config))
-  lines = []
+  monkeypatch.setattr(ratings, 'config', shrunk(ratings.config))
+  monkeypatch.setattr(ratings, 'teacher_config', shrunk(ratings.teacher_config))
 
-  def study():
-    made = few_labels.Study(
+  def run():
+    study = few_labels.Study(
+      ratings,
       tmp_path / 'work',
       tmp_path / 'results',
       watch=conftest.Watch(),
-      log=lines.append,
+      log=types.no_log,
     )
-    made.search(trials=1, seeds=1)
-    made.cells(seeds=2)
+    study.search(trials=2, seeds=1)
+    study.cells(seeds=2)
 
-  study()
+  run()
   files = [
-    tmp_path / 'results' / n for n in (few_labels.SEARCH, few_labels.CELLS)
+    tmp_path / f'results/{ratings.NAME}{part}.jsonl' for part in ('_search', '')
   ]
-  found = [
-    [json.loads(line) for line in f.read_text().splitlines()] for f in files
-  ]
-  assert [len(rows) for rows in found] == [4, 4]
-  ld = [row for row in found[1] if row['row'] == 'ld']
-  assert all(row['labels'] < row['unlabelled'] for row in ld)
-  assert all(np.isfinite(row['test']['mean']) for row in found[1])
-  assert all('folder' not in row['teachers'].get('teacher', {}) for row in ld)
-  before = [f.read_bytes() for f in files]
-  # An honest teacher of each genre; scratch asked for none but that of all.
-  folders = {
-    f.parent.name for f in (tmp_path / 'work').glob('teacher*/results.json')
-  }
-  assert folders == {'teacher', 'teacher-0.05-Drama', 'teacher-0.05-War'}
-  study()
-  assert [f.read_bytes() for f in files] == before
-  assert types.TEACHER in ld[0]['teachers']
+  trials, cells = (
+    [json.loads(line) for line in file.read_text().splitlines()]
+    for file in files
+  )
+  assert len(trials) == 2
+  (cell,) = cells
+  assert (
+    cell['weights']
+    == min(trials, key=lambda trial: trial['validation']['mean'])['weights']
+  )
+  assert cell['labels'] < cell['unlabelled']
+  assert np.isfinite(cell['test']['mean'])
+  assert 'folder' not in cell['teachers'][types.TEACHER]
+  before = [file.read_bytes() for file in files]
+  # The teacher has the labels of the genre hidden.
+  assert (tmp_path / 'work/teacher-0.05-War/results.json').exists()
+  run()
+  assert [file.read_bytes() for file in files] == before
+
+
+def test_two_processes_share_the_work(tmp_path):
+  """A piece that another process is running is waited for, and not run again."""
+  file, locks = tmp_path / 'rows.jsonl', tmp_path / 'trials'
+  locks.mkdir()
+  pieces = [{'number': number} for number in range(3)]
+  ran, lines = [], []
+
+  def run(key):
+    ran.append(key['number'])
+    return {'validation': {'mean': 1.0}}
+
+  def log(line):
+    lines.append(line)
+    # The other process ends its piece while this one is at the next.
+    if other.is_alive():
+      ended.set()
+      other.join()
+
+  started, ended = threading.Event(), threading.Event()
+
+  def elsewhere():
+    with results_log.lock(locks / f'{work.digest(pieces[0])}.lock'):
+      started.set()
+      ended.wait()
+      results_log.append(file, pieces[0] | {'validation': {'mean': 2.0}})
+
+  other = threading.Thread(target=elsewhere)
+  other.start()
+  started.wait()
+  work.run_all(
+    'trials',
+    pieces,
+    file,
+    run,
+    title=lambda key: str(key['number']),
+    workdir=tmp_path,
+    log=log,
+  )
+  assert ran == [1, 2]
+  assert len(results_log.read(file)) == 3
+  assert lines[-1].startswith('2: 1.0000; 0 of 3 trials left, ETA 0:00:00')

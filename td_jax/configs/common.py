@@ -265,6 +265,9 @@ def run() -> types.Config:
   cfg.stages = (0, 0)
   # random; for ViTs also first_n or uniform, which copy blocks of the teacher.
   cfg.student_init = 'random'
+  # zeros, or probe: with the copied blocks frozen, a linear head is fitted to the
+  # labels first.
+  cfg.student_head = 'zeros'
   cfg.distill = distill()
   cfg.parallel = parallel()
   # Train on training and validation data together, for the test score.

@@ -21,6 +21,7 @@ from td_jax.models import students
 from td_jax.models import vit
 
 INITS = tuple(students.INITS)  # Values of config.student_init.
+HEADS = ('zeros', 'probe')  # Values of config.student_head.
 
 
 class Architecture(NamedTuple):
@@ -78,6 +79,12 @@ def check_init(config: types.Config) -> None:
     raise errors.ConfigError(
       f'config.student_init is {config.student_init!r}, but a {network!r} '
       "cannot take over layers of its teacher; choose 'random'."
+    )
+  if config.student_head == 'probe' and config.student_init == 'random':
+    raise errors.ConfigError(
+      "config.student_head is 'probe', which fits a head to blocks of the "
+      "teacher, but config.student_init is 'random'; choose "
+      "config.student_head='zeros', or another config.student_init."
     )
 
 

@@ -20,6 +20,7 @@ GREY = '#888888'
 _FULL_NAMES = {
   'scratch': 'From scratch',
   'ld': 'Label distillation (LD)',
+  'ld, l2': 'LD with the L2 distance',
   'fd': 'Feature distillation (FD)',
   'fitnet': 'FitNet',
   'hybrid': 'Hybrid (LD + FD)',
@@ -27,6 +28,8 @@ _FULL_NAMES = {
   'td_ld': 'TD + LD, k = 1',
   'scratch, as long as td': 'From scratch, trained as long as TD',
   'td, k=0': 'TD, k = 0 (no interaction)',
+  'td_ld, k=0': 'TD + LD, k = 0',
+  'td_ld, k=2': 'TD + LD, k = 2',
   'td, k=2': 'TD, k = 2',
   'td, k=3': 'TD, k = 3',
   'td, no message loss': 'TD without the message loss (L_MC)',
@@ -34,11 +37,18 @@ _FULL_NAMES = {
   'td, noise': 'TD with noise on the states',
   'td, separately': 'TD, separate stage for\nencoders and decoders',
 }
+# Students of images start from blocks of their teacher.
+_OF_IMAGES = {
+  'scratch': "Task only, from the teacher's blocks",
+  'scratch, random': 'From scratch',
+  'scratch, as long as td': 'Task only, trained as long as TD',
+}
 
 
-def full_name(row: str) -> str:
+def full_name(row: str, domain: str = 'movielens') -> str:
   """A table's row as a reader outside the project would call it."""
-  return _FULL_NAMES.get(row, row)
+  names = _FULL_NAMES | (_OF_IMAGES if domain == 'images' else {})
+  return names.get(row, row)
 
 
 def new(width: float, height: float) -> Any:

@@ -240,7 +240,7 @@ def _texts(
   """The texts of one row."""
   cells = [finished[row, column] for column in finished.columns]
   # k is shown where it can differ between runs: rows of ablations name it.
-  name = row
+  name = table_specs.NAMES.get((spec.domain, row), row)
   if _uses_rounds(cells[0]['method']) and 'k=' not in row:
     name += f' (k={_span(cell["k"] for cell in cells)})'
   per_seed = finished.per_seed(row)

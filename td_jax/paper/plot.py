@@ -17,7 +17,7 @@ _DOMAINS = {
   'movielens': ('MovieLens 100K', 'test RMSE below scratch', 'genre'),
   'images': (
     'CIFAR at laptop scale',
-    'test accuracy above scratch',
+    'test accuracy above task only',
     'dataset',
   ),
 }
@@ -64,7 +64,7 @@ def draw(
   spec = table_specs.TABLES[name]
   rows = [
     _Row(
-      figures.full_name(row),
+      figures.full_name(row, spec.domain),
       finished.over_scratch(row),
       finished.gain_per_seed(row),
       finished.error_over_scratch(row),

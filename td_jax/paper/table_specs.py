@@ -19,9 +19,18 @@ _IMAGES = {'cifar10': vit_cifar10, 'cifar100': vit_cifar100}
 COLUMNS = {'movielens': movielens.GENRES, 'images': tuple(_IMAGES)}
 BASELINE_METHODS = ('scratch', 'ld', 'fd', 'fitnet', 'hybrid')
 LONGER = 'scratch, as long as td'
+RANDOM = 'scratch, random'  # Images: no layer comes from the teacher.
+L2 = 'ld, l2'  # Images: the paper's distance between outputs; elsewhere KL.
 # How many times longer TD trains than scratch, rounded: the time of a step in
 # results/speed_movielens.json, and the seconds per seed in results/images.jsonl.
 _TIMES = {'movielens': 8, 'images': 2}
+# {(domain, row): what it is called}: students of images start from blocks of
+# their teacher, whatever they learn from.
+NAMES = {
+  ('images', 'scratch'): "task only, from the teacher's blocks",
+  ('images', LONGER): 'task only, as long as td',
+  ('images', RANDOM): 'scratch',
+}
 _NOISE = 0.1  # Section 6.5.
 # Shares of the steps in which the student, and then the encoders and decoders,
 # are trained alone.
@@ -29,6 +38,10 @@ _STAGES = (0.4, 0.2)
 
 # {row: (method, changes to the method's config)}.
 _CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
+  RANDOM: ('scratch', {'student_init': 'random', 'student_head': 'zeros'}),
+  L2: ('ld', {'distill.logit_distance': 'l2'}),
+  'td_ld, k=0': ('td_ld', {'k': 0}),
+  'td_ld, k=2': ('td_ld', {'k': 2}),
   'td, k=0': ('td', {'k': 0}),
   'td, k=2': ('td', {'k': 2}),
   'td, k=3': ('td', {'k': 3}),
@@ -62,7 +75,9 @@ _COMPARED = {
 }
 TABLES = {
   '3': Table('movielens', 'methods', _COMPARED, numbers.TABLE3),
-  '4': Table('images', 'methods', _COMPARED, numbers.TABLE4),
+  '4': Table(
+    'images', 'methods', _COMPARED | {RANDOM: '', L2: ''}, numbers.TABLE4
+  ),
   '5': Table(
     'movielens',
     'iterations of the conversation',

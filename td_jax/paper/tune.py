@@ -48,7 +48,8 @@ FILES = {'movielens': 'search.jsonl', 'images': 'search_images.jsonl'}
 COLUMNS = {'movielens': ('Drama', 'War'), 'images': ('cifar10',)}
 # The method that is trained where the search is not for a method.
 _METHOD = {'student': 'scratch', 'steps': 'scratch'}
-_TERMS = {
+# The weighted terms of each method that is tuned.
+TERMS = {
   'ld': ('logit',),
   'fd': ('feature',),
   'fitnet': ('hint',),
@@ -74,7 +75,7 @@ def _weights(
       for term in terms
     }
     | (others if 'interact' in terms else {})
-    for method, terms in _TERMS.items()
+    for method, terms in TERMS.items()
   }
 
 
@@ -162,7 +163,7 @@ def run(
       if not acquired or (what, column, settings) in _done(file):
         continue
       folder = ''
-      if what in _TERMS:
+      if what in TERMS:
         folder = tables.teacher_of(
           domain, workdir, teacher, watch=watch, log=log
         )
@@ -371,7 +372,7 @@ def main() -> None:
   parser.add_argument('--domain', default='movielens', choices=SPACES)
   parser.add_argument(
     '--what',
-    default=','.join(_TERMS),
+    default=','.join(TERMS),
     help='what to search, separated by commas: teacher, student, steps, or '
     'methods',
   )

@@ -26,6 +26,7 @@ _CHOICES = {
   'method': (*methods.METHODS, types.TEACHER),
   'parallel.kind': parallel.KINDS,
   'student_init': models.INITS,
+  'student_head': models.HEADS,
   'distill.distance': losses.DISTANCES,
   'distill.logit_distance': losses.DISTANCES,
   'distill.interact_target': ('chained', 'original'),
@@ -106,7 +107,7 @@ def as_teacher(config: types.Config) -> types.Config:
   data.DOMAINS[config.domain].use_all_data(own)
   own.seeds = 1
   own.stages = (0, 0)
-  own.student_init = 'random'
+  own.student_init, own.student_head = 'random', 'zeros'
   return own
 
 
@@ -146,6 +147,7 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
       for old, new in _RENAMED.items():
         _rename(learner, old, new)
       _fill(learner.get('optim'), common.optimizer().to_dict())
+  _fill(config, {'student_head': 'zeros'})
   _fill(config.get('distill'), common.distill().to_dict())
   few_labels = common.few_labels(str(config.get('domain')))
   _fill(config.get('data'), few_labels.to_dict())

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Mapping
 import functools
+import json
 from typing import Any
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from td_jax.devices import parallel as parallel_lib
 from td_jax.models import split
 from td_jax.run import config as config_lib
 from td_jax.run import teachers as teachers_lib
+from td_jax.storage import files
 from td_jax.training import optim
 from td_jax.training import scan
 from td_jax.training import step as step_lib
@@ -43,6 +45,8 @@ def build(
   parallel: parallel_lib.Parallel,
   task: task_lib.Task,
   teachers: Teachers,
+  *,
+  log: types.Log = types.no_log,
 ) -> Experiment:
   """Builds the training of `config.method`.
 
@@ -51,6 +55,7 @@ def build(
     parallel: The devices.
     task: The task to learn.
     teachers: By name; {} if the run needs none.
+    log: Receives progress lines.
   """
   model = models.build(config.model, task.model_args)
   feed = task.train_feed
@@ -62,7 +67,7 @@ def build(
   )
   seeds = config_lib.seeds(config)
   init = functools.partial(
-    step_lib.init, start=_start(config, model, teachers), **parts
+    step_lib.init, start=_start(config, task, model, teachers, log), **parts
   )
   # Initialisation may read a teacher that the loss does not use.
   variables = {name: t.variables for name, t in teachers.items()}
@@ -217,20 +222,56 @@ def _with_teacher_inputs(
 
 
 def _start(
-  config: types.Config, model: nn.Module, teachers: Teachers
+  config: types.Config,
+  task: task_lib.Task,
+  model: nn.Module,
+  teachers: Teachers,
+  log: types.Log,
 ) -> step_lib.Start:
   """How the student starts: at random, or with layers of the teacher."""
   initialise = models.NETWORKS[config.model.name].initialise
   if config.student_init == 'random' or initialise is None:
     return lambda student, variables: student
   teacher = teachers[types.TEACHER]
-  return lambda student, variables: initialise(
-    config.student_init,
-    student,
-    student=model,
-    teacher=teacher.model,
-    teacher_variables=variables[types.TEACHER],
+
+  def copied(
+    student: types.PyTree, variables: Mapping[str, types.PyTree]
+  ) -> types.PyTree:
+    return initialise(
+      config.student_init,
+      student,
+      student=model,
+      teacher=teacher.model,
+      teacher_variables=variables[types.TEACHER],
+    )
+
+  if config.student_head != 'probe':
+    return copied
+  example = feed_lib.example(feed_lib.feed(task.train, task.make_batch))
+  first = copied(
+    model.init(jax.random.key(0), example.x, train=False),
+    {types.TEACHER: teacher.variables},
   )
+  digest = files.sha256(
+    json.dumps([config.student_init, config.model.to_dict()])
+  )
+  # The copied layers, and so the head, are the same for every seed.
+  head = dict(
+    teacher.cache.get(
+      f'student_head_{digest[:8]}',
+      lambda: teachers_lib.fit_head(
+        config, task, config.model, first, name='the student', log=log
+      ),
+    )
+  )
+
+  def with_head(
+    student: types.PyTree, variables: Mapping[str, types.PyTree]
+  ) -> types.PyTree:
+    student = copied(student, variables)
+    return {'params': {**student['params'], 'head': head}}
+
+  return with_head
 
 
 def _teacher_sides(

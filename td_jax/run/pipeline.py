@@ -100,7 +100,9 @@ def prepare(
   *_, stage = plan.stages
   task = data.load(stage.config, log=log)
   teachers = _load_teachers(plan, stage, pathlib.Path(), task, log)
-  experiment = experiment_lib.build(stage.config, plan.parallel, task, teachers)
+  experiment = experiment_lib.build(
+    stage.config, plan.parallel, task, teachers, log=log
+  )
   return experiment._replace(state=plan.parallel.place(experiment.state))
 
 
@@ -141,7 +143,7 @@ def _train(
   """Trains and scores one stage; returns its results."""
   config, parallel = stage.config, plan.parallel
   teachers = _load_teachers(plan, stage, folder.path, task, log)
-  experiment = experiment_lib.build(config, parallel, task, teachers)
+  experiment = experiment_lib.build(config, parallel, task, teachers, log=log)
   state, seconds = loop.train(
     experiment,
     config,

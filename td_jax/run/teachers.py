@@ -92,7 +92,15 @@ def load(
   if config.teacher.head == 'probe':
     head = dict(
       cache.get(
-        'head', lambda: _fit_probe(config, task, variables, folder, log)
+        'head',
+        lambda: fit_head(
+          config,
+          task,
+          config.teacher.model,
+          variables,
+          name=folder,
+          log=log,
+        ),
       )
     )
     variables = {'params': variables['params'] | {'head': head}}
@@ -142,19 +150,30 @@ def _cache_digest(
   return files.sha256(json.dumps(facts), *jax.tree.leaves(variables))
 
 
-def _fit_probe(
+def fit_head(
   config: types.Config,
   task: task_lib.Task,
+  settings: types.Config,
   variables: types.PyTree,
-  folder: str,
+  *,
+  name: str,
   log: types.Log,
 ) -> Mapping[str, np.ndarray]:
-  """{'kernel', 'bias'} of a head fitted to the frozen teacher's features."""
+  """{'kernel', 'bias'} of a head fitted to a network's features.
+
+  Args:
+    config: Its `eval_batch` is read.
+    task: Its training split has the labels that are kept.
+    settings: The network, a `model` block.
+    variables: Its variables; the head among them is not read.
+    name: How progress lines call the network.
+    log: Receives progress lines.
+  """
   # With no classes the network's output is what would enter its head.
-  model = models.build(config.teacher.model, {'classes': 0})
+  model = models.build(settings, {'classes': 0})
   headless = {
     'params': {
-      name: tree for name, tree in variables['params'].items() if name != 'head'
+      key: tree for key, tree in variables['params'].items() if key != 'head'
     }
   }
 
@@ -165,7 +184,7 @@ def _fit_probe(
     )
 
   assert task.validation is not None  # Only MovieLens merges its validation.
-  log(f'fitting a linear head to {folder}, once')
+  log(f'fitting a linear head to {name}, once')
   kernel, bias, report = probe.fit(
     *features(task.train),
     classes=task.model_args['classes'],

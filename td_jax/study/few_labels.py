@@ -1,35 +1,29 @@
-"""The study of few labels on MovieLens: trials, runs, tables and figures.
+"""The study of few labels: trials, runs, tables and figures.
 
   python -m td_jax.study.few_labels --workdir=runs/few_labels
+  python -m td_jax.study.few_labels --domain=images --workdir=runs/few_images --teacher=DIR
   python -m td_jax.study.few_labels --render
 
-For each teacher and source of unlabelled pairs, the weights of every method are
-chosen on the validation split of two genres, with as many trials for each
-method; so are the steps, weight decay and dropout of scratch. Then every method
-runs in all genres, TD without LD at 5% and 100% of the labels alone. There is no
-refit: a student is scored on validation and test at its best step by validation.
-Weights for 1% and 20% of the labels are those found at 5%.
-
-There are two teachers. The paper's has learnt from all ratings of the training
-split, also from those that are hidden from the students: what a student gains
-from it may be its memory of the answers. The honest one has never seen them.
+The modules `ratings` and `images` say what is compared: a regime is what a
+student has to learn from, a row is a method in a regime, and a column is a genre
+or a dataset. The weights of every method are chosen on validation first, with as
+many trials for each; then every row runs in all columns, with the best weights.
 
 Trials are appended to results/few_labels_search.jsonl and runs to
-results/few_labels.jsonl. What is there is not run again, and several processes
-share the work: start one for each core (`taskset -c 0 python -m ... &`).
+results/few_labels.jsonl; those of images to few_images_search.jsonl and
+few_images.jsonl. What is there is not run again, and several processes share the
+work: start one for each core (`taskset -c 0 python -m ... &`).
 """
 
 import argparse
 from collections.abc import Callable
-from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
-import datetime
-import itertools
+import json
 import pathlib
-import shutil
-import tempfile
-import time
 from typing import Any
+from typing import Protocol
+from typing import runtime_checkable
 
 import numpy as np
 
@@ -38,47 +32,122 @@ from td_jax.paper import command_line
 from td_jax.paper import tables
 from td_jax.run import pipeline
 from td_jax.run import preemption
-from td_jax.storage import files
 from td_jax.storage import results_log
-from td_jax.study import few_labels_page
-from td_jax.study import regimes
+from td_jax.study import images
+from td_jax.study import images_page
+from td_jax.study import ratings
+from td_jax.study import ratings_page
+from td_jax.study import work as work_lib
 
-SEARCH = 'few_labels_search.jsonl'
-CELLS = 'few_labels.jsonl'
 _FIELDS = (
-  'method', 'k', 'seeds', 'steps', 'batch_size', 'labels', 'unlabelled',
-  'best_step', 'seconds', 'metric', 'validation', 'test', 'baselines',
-  'commit', 'python', 'versions',
+  'method', 'k', 'seeds', 'steps', 'batch_size', 'labels', 'train_examples',
+  'unlabelled', 'best_step', 'seconds', 'metric', 'validation', 'test',
+  'teachers', 'baselines', 'commit', 'python', 'versions',
 )  # fmt: skip
-# What identifies a piece of work; the rest of a row is its outcome.
-Key = dict[str, Any]
+AnyRegime = Any  # A NamedTuple with a property `name`.
+Weights = Mapping[
+  str, Any
+]  # Keys of the config, such as distill.weights.logit.
+
+
+@runtime_checkable
+class Design(Protocol):
+  """What a study compares: the modules `ratings` and `images`."""
+
+  @property
+  def NAME(self) -> str:
+    """The name of its result files."""
+    ...
+
+  @property
+  def TUNED_ON(self) -> tuple[str, ...]:
+    """The columns in which weights are tried."""
+    ...
+
+  @property
+  def LOWER_IS_BETTER(self) -> bool:
+    """Whether a lower score is better."""
+    ...
+
+  @property
+  def Regime(self) -> Callable[..., AnyRegime]:
+    """Makes a regime of its fields."""
+    ...
+
+  def columns(self, regime: AnyRegime) -> tuple[str, ...]:
+    """The columns of a regime."""
+    ...
+
+  def rows(self) -> list[tuple[AnyRegime, str]]:
+    """(regime, row) of all rows."""
+    ...
+
+  def tuned_as(self, regime: AnyRegime, row: str) -> tuple[AnyRegime, str]:
+    """The regime and method whose trials choose the weights of a row."""
+    ...
+
+  def trials(self, method: str, count: int) -> list[dict[str, Any]]:
+    """`count` settings of a method, the same in every call."""
+    ...
+
+  def config(
+    self,
+    regime: AnyRegime,
+    row: str,
+    column: str,
+    *,
+    seeds: range,
+    teacher: str,
+    weights: Weights,
+  ) -> types.Config:
+    """The config of a cell; `teacher` is the folder of its teacher."""
+    ...
+
+  def teacher_config(
+    self, regime: AnyRegime, column: str
+  ) -> types.Config | None:
+    """The config of the teacher; None for published weights."""
+    ...
+
+
+DESIGNS: Mapping[str, Design] = {'ratings': ratings, 'images': images}
+_PAGES = {'ratings': ratings_page, 'images': images_page}
 
 
 class Study:
-  """The work of the study: what is done, and what is left."""
+  """The work of a study: what is done, and what is left."""
 
   def __init__(
     self,
+    design: Design,
     workdir: pathlib.Path,
     results: pathlib.Path,
     *,
+    teacher: str = '',
     watch: preemption.Watch,
     log: types.Log,
   ):
     """Nothing is run yet.
 
     Args:
+      design: What is compared.
       workdir: The folder of teachers, locks and compiled programs.
       results: The folder of the two result files.
+      teacher: The published weights, where the design takes them.
       watch: Tells the train loop when to stop.
       log: Receives progress lines.
     """
     tables.begin(workdir, results)
-    self._workdir, self._results = workdir, results
+    self._design, self._workdir, self._teacher = design, workdir, teacher
+    self._trials = results / f'{design.NAME}_search.jsonl'
+    self._cells = results / f'{design.NAME}.jsonl'
     self._watch, self._log = watch, log
 
   def search(self, *, trials: int, seeds: int) -> None:
     """Runs the missing trials of all weights."""
+    tuned = dict.fromkeys(
+      self._design.tuned_as(regime, row) for regime, row in self._design.rows()
+    )
     work = [
       {
         'regime': regime._asdict(),
@@ -86,89 +155,61 @@ class Study:
         'column': column,
         'weights': weights,
       }
-      for regime, method in regimes.tuned()
-      for weights in regimes.trials(method, trials)
-      for column in regimes.TUNED_ON
+      for regime, method in tuned
+      for weights in self._design.trials(method, trials)
+      for column in self._design.TUNED_ON
     ]
 
-    def run(key: Key) -> dict[str, Any]:
-      regime = regimes.Regime(**key['regime'])
-      config = regimes.config(
-        regime,
-        key['method'],
-        key['column'],
-        seeds=range(seeds),
-        teacher=self._teacher(regime, key['column']),
-        weights=key['weights'],
-      )
+    def run(key: work_lib.Key) -> dict[str, Any]:
+      config = self._config(key, key['method'], key['weights'], seeds)
       config.test = False
-      return self._run(
+      return self._train(
         config, ('metric', 'validation', 'best_step', 'seconds', 'commit')
       )
 
-    self._all('trials', work, self._results / SEARCH, run)
+    self._all('trials', work, self._trials, run)
 
   def cells(self, *, seeds: int) -> None:
     """Runs the missing cells with the weights that the search has chosen."""
-    chosen = best(results_log.read(self._results / SEARCH))
+    chosen = best(self._design, results_log.read(self._trials))
     work = [
       {'regime': regime._asdict(), 'row': row, 'column': column}
-      for regime, row in regimes.rows()
-      for column in regimes.COLUMNS
+      for regime, row in self._design.rows()
+      for column in self._design.columns(regime)
     ]
 
-    def run(key: Key) -> dict[str, Any]:
-      regime, row = regimes.Regime(**key['regime']), key['row']
-      weights = chosen[regimes.tuned_as(regime, row)]
-      config = regimes.config(
-        regime,
-        row,
-        key['column'],
-        seeds=range(seeds),
-        teacher=self._teacher(regime, key['column']),
-        weights=weights,
-      )
-      outcome = self._run(config, (*_FIELDS, 'teachers'))
+    def run(key: work_lib.Key) -> dict[str, Any]:
+      regime = self._design.Regime(**key['regime'])
+      weights = chosen[self._design.tuned_as(regime, key['row'])]
+      config = self._config(key, key['row'], weights, seeds)
+      outcome = self._train(config, _FIELDS)
       for teacher in outcome['teachers'].values():
         del teacher['folder']  # It means nothing on other machines.
       return outcome | {'weights': weights}
 
-    self._all('cells', work, self._results / CELLS, run)
+    self._all('cells', work, self._cells, run)
 
-  def _all(
-    self,
-    what: str,
-    work: Sequence[Key],
-    file: pathlib.Path,
-    run: Callable[[Key], dict[str, Any]],
-  ) -> None:
-    """Runs the part of `work` that `file` lacks, and appends each outcome."""
-    locks = self._workdir / what
-    locks.mkdir(exist_ok=True)
-    began, first = time.monotonic(), len(_left(work, file))
-    # The second time round it waits for what other processes are running, since
-    # the cells need all trials, and runs what a killed process has left.
-    for wait, key in itertools.product((False, True), work):
-      if key not in _left([key], file):
-        continue
-      lock = locks / f'{_digest(key)}.lock'
-      with results_log.lock(lock, wait=wait) as acquired:
-        # Read again under the lock: another process may have finished it.
-        if not acquired or not _left([key], file):
-          continue
-        outcome = run(key)
-        results_log.append(file, key | outcome)
-      left = len(_left(work, file))
-      pace = (time.monotonic() - began) / max(first - left, 1)
-      score = outcome['validation']['mean']
-      self._log(
-        f'{_title(key)}: {score:.4f}; {left} of {len(work)} {what} left, '
-        f'ETA {datetime.timedelta(seconds=round(pace * left))}'
-      )
+  def _config(
+    self, key: work_lib.Key, row: str, weights: Weights, seeds: int
+  ) -> types.Config:
+    regime = self._design.Regime(**key['regime'])
+    config = self._design.config(
+      regime,
+      row,
+      key['column'],
+      seeds=range(seeds),
+      teacher=self._teacher_of(regime, key['column']),
+      weights=weights,
+    )
+    if 'cache_dir' in config.teacher:
+      config.teacher.cache_dir = str(self._workdir / 'kept')
+    return config
 
-  def _teacher(self, regime: regimes.Regime, column: str) -> str:
+  def _teacher_of(self, regime: AnyRegime, column: str) -> str:
     """The folder of a regime's teacher, which is trained unless it is there."""
-    config = regimes.teacher_config(regime, column)
+    config = self._design.teacher_config(regime, column)
+    if config is None:
+      return self._teacher
     honest = config.data.labels.share < 1
     name = f'teacher-{regime.share:g}-{column}' if honest else 'teacher'
     folder = self._workdir / name
@@ -178,74 +219,79 @@ class Study:
         pipeline.run(config, folder, watch=self._watch, log=self._log)
     return str(folder)
 
-  def _run(self, config: types.Config, fields: Iterable[str]) -> dict[str, Any]:
-    """Trains `config` in a temporary folder: a run takes seconds."""
-    folder = pathlib.Path(tempfile.mkdtemp(dir=self._workdir))
-    try:
-      outcome = pipeline.run(
-        config, folder, watch=self._watch, log=types.no_log
-      )
-    finally:
-      shutil.rmtree(folder, ignore_errors=True)
-    return {name: outcome[name] for name in fields}
+  def _train(
+    self, config: types.Config, fields: Sequence[str]
+  ) -> dict[str, Any]:
+    return work_lib.train(
+      config, fields, workdir=self._workdir, watch=self._watch
+    )
+
+  def _all(
+    self,
+    what: str,
+    work: Sequence[work_lib.Key],
+    file: pathlib.Path,
+    run: Callable[[work_lib.Key], dict[str, Any]],
+  ) -> None:
+    work_lib.run_all(
+      what,
+      work,
+      file,
+      run,
+      title=self._title,
+      workdir=self._workdir,
+      log=self._log,
+    )
+
+  def _title(self, key: work_lib.Key) -> str:
+    regime = self._design.Regime(**key['regime'])
+    return f'{regime.name}: {key.get("row") or key["method"]}, {key["column"]}'
 
 
 def best(
-  trials: Sequence[dict[str, Any]],
-) -> dict[tuple[regimes.Regime, str], dict[str, Any]]:
-  """{(regime, method): the weights with the best mean over the genres}."""
-  scores: dict[tuple[regimes.Regime, str], dict[str, list[float]]] = {}
-  weights = {}
+  design: Design, trials: Sequence[Mapping[str, Any]]
+) -> dict[tuple[AnyRegime, str], dict[str, Any]]:
+  """{(regime, method): the weights with the best mean over the columns}."""
+  scores: dict[tuple[AnyRegime, str], dict[str, list[float]]] = {}
   for trial in trials:
-    group = regimes.Regime(**trial['regime']), trial['method']
-    name = _digest(trial['weights'])
-    weights[name] = trial['weights']
-    scores.setdefault(group, {}).setdefault(name, []).append(
-      trial['validation']['mean']
-    )
+    group = design.Regime(**trial['regime']), trial['method']
+    scores.setdefault(group, {}).setdefault(
+      json.dumps(trial['weights']), []
+    ).append(trial['validation']['mean'])
+  choose = min if design.LOWER_IS_BETTER else max
   return {
-    group: weights[
-      min(
-        # A mean over other genres could not be compared.
-        (n for n, s in by.items() if len(s) == len(regimes.TUNED_ON)),
-        key=lambda name, by=by: np.mean(by[name]),
+    group: json.loads(
+      choose(
+        # A mean over other columns could not be compared.
+        (w for w, each in by.items() if len(each) == len(design.TUNED_ON)),
+        key=lambda weights, by=by: np.mean(by[weights]),
       )
-    ]
+    )
     for group, by in scores.items()
   }
 
 
-def _left(work: Sequence[Key], file: pathlib.Path) -> list[Key]:
-  """The work that `file` does not hold yet."""
-  rows = results_log.read(file)
-  if not rows or not work:
-    return list(work)
-  done = {_digest({name: row.get(name) for name in work[0]}) for row in rows}
-  return [key for key in work if _digest(key) not in done]
-
-
-def _digest(key: Key) -> str:
-  return files.sha256([key])[:16]
-
-
-def _title(key: Key) -> str:
-  regime = regimes.Regime(**key['regime'])
-  return f'{regime.name}: {key.get("row") or key["method"]}, {key["column"]}'
-
-
 def _command(args: argparse.Namespace, log: types.Log) -> None:
+  design = DESIGNS[args.domain]
   if not args.render:
-    study = Study(args.workdir, args.results, watch=preemption.Watch(), log=log)
+    study = Study(
+      design,
+      args.workdir,
+      args.results,
+      teacher=args.teacher,
+      watch=preemption.Watch(),
+      log=log,
+    )
     study.search(trials=args.trials, seeds=args.trial_seeds)
     study.cells(seeds=args.seeds)
-  few_labels_page.render(results_log.read(args.results / CELLS), args.results)
+  rows = results_log.read(args.results / f'{design.NAME}.jsonl')
+  _PAGES[args.domain].render(rows, args.results)
 
 
 def main() -> None:
   """Runs what is missing, then renders the tables and figures."""
-  parser = argparse.ArgumentParser(
-    description='The study of few labels on MovieLens.'
-  )
+  parser = argparse.ArgumentParser(description='The study of few labels.')
+  parser.add_argument('--domain', default='ratings', choices=DESIGNS)
   parser.add_argument(
     '--workdir',
     default='runs/few_labels',
@@ -259,10 +305,13 @@ def main() -> None:
     help='folder of the finished trials and cells, tables and figures',
   )
   parser.add_argument(
+    '--teacher', default='', help='for images: folder of the published weights'
+  )
+  parser.add_argument(
     '--trials', default=6, type=int, help='trials for each method and regime'
   )
   parser.add_argument(
-    '--trial_seeds', default=2, type=int, help='students per trial and genre'
+    '--trial_seeds', default=2, type=int, help='students per trial and column'
   )
   parser.add_argument('--seeds', default=10, type=int, help='students per cell')
   parser.add_argument(

@@ -1,0 +1,131 @@
+"""The finished cells of a study, and what its pages compute from them."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+from td_jax.paper import cells as cells_lib
+from td_jax.training import statistics
+
+Regime = Any  # As in few_labels.
+
+
+class Score(NamedTuple):
+  """A mean over seeds."""
+
+  mean: float
+  standard_error: float | None  # None for a single seed.
+
+  def text(self, *, sign: bool = False) -> str:
+    """Such as '0.9930 ± 0.0004'."""
+    text = f'{self.mean:+.4f}' if sign else f'{self.mean:.4f}'
+    if self.standard_error is None:
+      return text
+    return f'{text} ± {self.standard_error:.4f}'
+
+
+class Line(NamedTuple):
+  """A line of a figure."""
+
+  label: str
+  color: str
+  style: str
+  points: list[tuple[float, Score]]  # (labels, score)
+
+
+class Finished:
+  """Finished cells of some columns, by regime and row."""
+
+  def __init__(
+    self,
+    rows: Sequence[Mapping[str, Any]],
+    regime: Any,
+    columns: Sequence[str],
+  ):
+    """Takes the rows of a file of cells.
+
+    Args:
+      rows: The rows; those of other columns are ignored.
+      regime: Makes a regime of its fields.
+      columns: The columns over which scores are averaged.
+    """
+    self._columns = columns
+    self._cells = {
+      (regime(**row['regime']), row['row'], row['column']): row for row in rows
+    }
+
+  def has(self, regime: Regime, row: str) -> bool:
+    """Whether a row has run in every column."""
+    return all((regime, row, c) in self._cells for c in self._columns)
+
+  def cells(self, regime: Regime, row: str) -> list[Mapping[str, Any]]:
+    """The cells of a row, by column."""
+    return [self._cells[regime, row, c] for c in self._columns]
+
+  def per_seed(self, regime: Regime, row: str, split: str) -> np.ndarray:
+    """Scores [seeds], means over the columns."""
+    scores = [cell[split]['per_seed'] for cell in self.cells(regime, row)]
+    return np.asarray(scores).mean(axis=0)
+
+  def score(self, regime: Regime, row: str, split: str) -> Score:
+    """The mean score of a row."""
+    return _score(self.per_seed(regime, row, split))
+
+  def difference(
+    self,
+    one: tuple[Regime, str],
+    other: tuple[Regime, str],
+    split: str,
+  ) -> cells_lib.Difference:
+    """The score of (regime, row) `one` minus `other`, paired over seeds."""
+    return cells_lib.difference(
+      self.per_seed(*one, split) - self.per_seed(*other, split)
+    )
+
+  def teacher(self, regime: Regime, row: str, split: str) -> float:
+    """The teacher's mean score over the columns."""
+    scores = [
+      teacher[split]
+      for cell in self.cells(regime, row)
+      for teacher in cell['teachers'].values()
+    ]
+    return float(np.mean(scores))
+
+  def baseline(self, regime: Regime, row: str, name: str, split: str) -> float:
+    """The mean score over the columns of a model without a network."""
+    cells = self.cells(regime, row)
+    return float(np.mean([cell['baselines'][name][split] for cell in cells]))
+
+
+def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+  """A table in Markdown, and an empty line."""
+  rows = [head, ['---'] * len(head), *body]
+  return [*('| ' + ' | '.join(row) + ' |' for row in rows), '']
+
+
+def plot(axes: Any, lines: Sequence[Line]) -> None:
+  """Draws lines with error bars over a logarithmic number of labels."""
+  for line in lines:
+    labels, scores = zip(*line.points, strict=True)
+    axes.errorbar(
+      labels,
+      [score.mean for score in scores],
+      yerr=[score.standard_error or 0 for score in scores],
+      label=line.label,
+      color=line.color,
+      linestyle=line.style,
+      marker='o',
+      ms=4,
+      capsize=3,
+    )
+  axes.set_xscale('log')
+  axes.minorticks_off()
+  axes.grid(alpha=0.3)
+
+
+def _score(per_seed: np.ndarray) -> Score:
+  found = statistics.mean_and_stderr(per_seed)
+  return Score(found['mean'], found['standard_error'])

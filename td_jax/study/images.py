@@ -1,0 +1,138 @@
+"""The study of few labels on CIFAR: which runs it needs, and their configs.
+
+All runs have the recipe of the argument `laptop` and see the same training
+images, some of which have a label. Weights are searched on CIFAR-10 alone and
+used for CIFAR-100, too; those for other numbers of labels are those for 50 labels
+in each class. A student is scored on validation and test at its best step by
+validation.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+from typing import NamedTuple
+
+from td_jax import types
+from td_jax.paper import table_specs
+from td_jax.study import search
+
+NAME = 'few_images'
+LOWER_IS_BETTER = False
+COLUMNS = table_specs.COLUMNS['images']
+CLASSES = {'cifar10': 10, 'cifar100': 100}
+TUNED_ON = COLUMNS[:1]
+SCRATCH = 'scratch'
+RANDOM = table_specs.RANDOM
+ALL = 0  # In place of a number of labels.
+PER_CLASS = (10, 50, 500, ALL)
+_TUNED = 50
+
+_LOGIT = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+_OTHERS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
+_RECIPE: dict[str, tuple[Any, ...]] = {
+  'optim.learning_rate': (1e-4, 3e-4, 1e-3),
+  'optim.weight_decay': (0.01, 0.1),
+}
+
+
+class Regime(NamedTuple):
+  """What a student has to learn from."""
+
+  per_class: int  # Labels in each class; `ALL`: every training image has one.
+  unlabelled: str  # none or rest, as in config.data.unlabelled.source.
+
+  @property
+  def name(self) -> str:
+    """Such as '50 per class, rest', in tables."""
+    labels = f'{self.per_class} per class' if self.per_class else 'all labels'
+    return f'{labels}, {self.unlabelled}'
+
+
+# {row: the method whose weights it has}: they run in one regime.
+_ABLATIONS = {
+  f'{method}, k={k}': method for method in ('td', 'td_ld') for k in (0, 2)
+}
+# Where the rounds of the conversation are compared.
+_ROUNDS = Regime(_TUNED, 'rest')
+# TD without LD takes as long as with it, so it runs with these labels alone.
+_TD_LABELS = (_TUNED, ALL)
+
+
+def regimes() -> tuple[Regime, ...]:
+  """The regimes in which methods are compared."""
+  few = [
+    Regime(labels, source)
+    for labels in PER_CLASS[:-1]
+    for source in ('none', 'rest')
+  ]
+  return (*few, Regime(ALL, 'none'))
+
+
+def columns(regime: Regime) -> tuple[str, ...]:
+  """The datasets of a regime: CIFAR-100 has fewer than 500 images a class."""
+  return COLUMNS[:1] if regime.per_class == 500 else COLUMNS
+
+
+def rows() -> list[tuple[Regime, str]]:
+  """(regime, row) of all rows of the study."""
+  labels_alone = [
+    (Regime(labels, 'none'), row)
+    for labels in PER_CLASS
+    for row in (SCRATCH, RANDOM)
+  ]
+  methods = [
+    (regime, row)
+    for regime in regimes()
+    for row in (*search.METHODS, table_specs.L2)
+    if row != 'td' or regime.per_class in _TD_LABELS
+  ]
+  return labels_alone + methods + [(_ROUNDS, row) for row in _ABLATIONS]
+
+
+def tuned_as(regime: Regime, row: str) -> tuple[Regime, str]:
+  """The regime and row whose trials choose the settings of a row."""
+  if row not in (SCRATCH, RANDOM) and regime.per_class != ALL:
+    regime = regime._replace(per_class=_TUNED)
+  return regime, _ABLATIONS.get(row, row)
+
+
+def trials(method: str, count: int) -> list[dict[str, Any]]:
+  """`count` settings of a row of `tuned_as`; see `search.latin`."""
+  if method in (SCRATCH, RANDOM):
+    return search.latin(_RECIPE, count)
+  if method == table_specs.L2:
+    method = 'ld'
+  return search.latin(
+    search.weights(method, logit=_LOGIT, others=_OTHERS), count
+  )
+
+
+def config(
+  regime: Regime,
+  row: str,
+  column: str,
+  *,
+  seeds: range,
+  teacher: str,
+  weights: Mapping[str, Any],
+) -> types.Config:
+  """The config of a cell.
+
+  Args:
+    regime: What the students learn from.
+    row: A method or an ablation.
+    column: A dataset.
+    seeds: The students, which are trained side by side.
+    teacher: The folder of the published weights.
+    weights: Keys of the config, as from `trials`.
+  """
+  cfg = table_specs.config(
+    'images', row, column, seeds=seeds, teacher=teacher, cache_dir=''
+  )
+  cfg.data.labels.per_class = regime.per_class
+  cfg.data.unlabelled.source = regime.unlabelled
+  cfg.update_from_flattened_dict({**weights})
+  return cfg
+
+
+def teacher_config(regime: Regime, column: str) -> None:
+  """The teacher has published weights."""
