@@ -19,6 +19,8 @@ from td_jax.data import sources
 from td_jax.devices import distributed
 from td_jax.storage import array_cache
 
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ARGS = (
   f'--config={ROOT}/configs/movielens.py:runlocal,method=ld',

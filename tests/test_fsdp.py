@@ -24,7 +24,10 @@ from td_jax.tpu_cost import collectives as collectives_lib
 from td_jax.tpu_cost import hlo
 
 # ml_collections loads configs by a function that Python has deprecated.
-pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
+pytestmark = [
+  pytest.mark.filterwarnings('ignore:the load_module'),
+  pytest.mark.long,  # `.ci/run` runs it on one Python.
+]
 DEVICES, EXAMPLES, WIDTH, DEPTH, FSDP = 8, 11, 256, 3, 4
 _KERNEL = WIDTH * WIDTH  # Elements; the smallest leaf that is sharded.
 _CALL = re.compile(rf' = (.*?) (?:{"|".join(hlo.COLLECTIVES)})(?:-start)?\(')

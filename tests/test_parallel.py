@@ -31,7 +31,10 @@ CASES = [
 ]
 
 
-pytestmark = pytest.mark.usefixtures('small_movielens')
+pytestmark = [
+  pytest.mark.usefixtures('small_movielens'),
+  pytest.mark.long,  # `.ci/run` runs it on one Python.
+]
 
 
 @pytest.fixture(scope='module')

@@ -27,6 +27,8 @@ from td_jax.models import mlp
 from td_jax.models import split
 from td_jax.training import step
 
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
+
 B = 6
 _SIZES = {'users': 7, 'movies': 6, 'words': 5, 'id_width': 3, 'bag_width': 2}
 _QUIET = {'dropout': 0.0, 'unknown_rate': 0.0, 'mean': 3.0}

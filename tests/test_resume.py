@@ -22,6 +22,8 @@ from td_jax.run import pipeline
 from td_jax.run import workdir
 from td_jax.storage import checkpoint
 
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
+
 # Few enough for an epoch to end within the run.
 ROWS = 200
 SINGLE = {'parallel.kind': 'single', 'parallel.devices': 1}

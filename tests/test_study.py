@@ -21,6 +21,8 @@ from td_jax.study import ratings_page
 from td_jax.study import search
 from td_jax.study import work
 
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
+
 FEW = ratings.Regime(0.05, 'kept', 'rest')
 ALONE = ratings.Regime(0.05, 'all', 'none')
 DESIGNS = tuple(few_labels.DESIGNS.values())

@@ -23,7 +23,10 @@ from td_jax.training import evaluate
 tf = pytest.importorskip('tensorflow')
 
 # ml_collections loads configs by a function that Python has deprecated.
-pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
+pytestmark = [
+  pytest.mark.filterwarnings('ignore:the load_module'),
+  pytest.mark.long,  # `.ci/run` runs it on one Python.
+]
 
 
 @pytest.fixture(scope='module')
