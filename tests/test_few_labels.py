@@ -12,7 +12,10 @@ from td_jax import types
 from td_jax.data import classification
 from td_jax.data import feed as feed_lib
 from td_jax.data import movielens
+from td_jax.devices import parallel as parallel_lib
+from td_jax.models import probe
 from td_jax.run import config as config_lib
+from td_jax.run import experiment
 from td_jax.run import pipeline
 from td_jax.run import plan
 from td_jax.run import teachers
@@ -401,6 +404,53 @@ def test_a_head_is_fitted_on_kept_labels_alone(image_config, tmp_path):
   whole = image_config()
   leaky = head('whole', _image_task(whole), whole)
   assert np.abs(leaky - honest).max() > 1e-3
+
+
+def test_a_students_head_is_fitted_on_kept_labels_alone(image_config, tmp_path):
+  few = {'data.labels.per_class': 2, 'data.unlabelled.source': 'rest'}
+  config = image_config('scratch', student_head='probe', seeds=2, **few)
+  task = _image_task(config)
+  teacher = teachers.load(
+    config, task, path=tmp_path, folder=config.teacher.checkpoint
+  )
+  made = experiment.build(
+    config,
+    parallel_lib.Parallel('single', 1),
+    task,
+    {types.TEACHER: teacher},
+  )
+  student = made.state.params['student']['params']
+  first = jax.tree.map(lambda leaf: leaf[0], student)
+
+  def pooled(split):
+    batch = task.make_batch(split, np.arange(len(split.y)), None)
+    named = made.model.apply(
+      {'params': first}, batch.x, train=False, method='intermediates'
+    )
+    return np.asarray(named['pooled'])
+
+  expected = probe.fit(
+    pooled(task.train),
+    task.train.y,
+    classes=tiny_vision.CLASSES,
+    validation=(pooled(task.validation), task.validation.y),
+  )
+  for seed in range(2):
+    np.testing.assert_allclose(
+      student['head']['kernel'][seed], expected.kernel, rtol=1e-3, atol=1e-4
+    )
+  # The blocks below it are still the teacher's.
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    first['blocks_0'],
+    teacher.variables['params']['blocks_0'],
+  )
+
+
+def test_a_fitted_head_needs_blocks_of_the_teacher(image_config):
+  config = image_config(student_head='probe', student_init='random')
+  with pytest.raises(errors.ConfigError, match="student_head is 'probe'"):
+    config_lib.validate(config)
 
 
 @pytest.mark.parametrize('memory', ['device', 'stream'])
