@@ -334,7 +334,6 @@ def test_cached_cifar_loads_in_a_second_without_tensorflow():
   code = """
     import sys
     from td_jax.data import images
-from td_jax.data import labels as labels_lib
     for spec in ('train[:98%]', 'train[98%:]', 'test'):
       images.load_columns('cifar10', spec)
     print(sorted({'tensorflow', 'tensorflow_datasets'} & set(sys.modules)))
