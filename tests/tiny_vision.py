@@ -124,14 +124,15 @@ def get_config(arg=''):
   small = {'width': W, 'heads': HEADS, 'mlp_width': MLP, 'patch': PATCH}
   for model in (config.model, config.teacher.model):
     model.update({**small, 'layer_scale': 0.0})
-    model.update({'depth': DEPTH, 'split': (1, 2)})
+    model.update({'depth': DEPTH, 'split': (1, 2), 'pooling': 'token'})
   config.distill.update({'hidden': 10, 'message': 6})
   # The teacher's states are large: else the task would not be heard.
   for term in ('interact', 'message', 'state'):
     config.distill.weights[term] = 1e-3
   config.update({'steps': 6, 'batch_size': 8, 'eval_batch': 64})
   config.update({'steps_per_dispatch': 1, 'log_every': 3, 'eval_every': 6})
-  config.optim.update({'learning_rate': 0.3, 'warmup': 2})
+  config.optim.update({'name': 'sgd', 'learning_rate': 0.3, 'warmup': 2})
+  config.student_head = 'zeros'  # So does a student's.
   config.teacher.head = 'stored'  # A probe takes seconds.
   config.teacher.cache, config.data.augment = False, 'inception'
   config.data.dataset = 'image_folder'

@@ -75,9 +75,7 @@ _COMPARED = {
 }
 TABLES = {
   '3': Table('movielens', 'methods', _COMPARED, numbers.TABLE3),
-  '4': Table(
-    'images', 'methods', _COMPARED | {RANDOM: '', L2: ''}, numbers.TABLE4
-  ),
+  '4': Table('images', 'methods', _COMPARED, numbers.TABLE4),
   '5': Table(
     'movielens',
     'iterations of the conversation',

@@ -147,7 +147,8 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
       for old, new in _RENAMED.items():
         _rename(learner, old, new)
       _fill(learner.get('optim'), common.optimizer().to_dict())
-  _fill(config, {'student_head': 'zeros'})
+  if 'student_init' in config:
+    _fill(config, {'student_head': 'zeros'})
   _fill(config.get('distill'), common.distill().to_dict())
   few_labels = common.few_labels(str(config.get('domain')))
   _fill(config.get('data'), few_labels.to_dict())
