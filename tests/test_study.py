@@ -96,14 +96,15 @@ def test_configs_of_images_are_valid(regime, row, column):
     assert l2 == (row == table_specs.L2)
 
 
-def _cell(regime, row, column, seeds):
-  """A finished cell; RMSE 1 + a tenth of the genre's number + the seed's."""
+def _cell(regime, row, column, draw, extra):
+  """A finished cell; RMSE 1 + a tenth of the genre's number + `extra` ± 0.5."""
   number = ratings.COLUMNS.index(column)
-  scores = [1 + number / 10 + seed for seed in seeds]
+  scores = [1 + number / 10 + extra + seed for seed in (-0.5, 0.5)]
   return {
     'regime': regime._asdict(),
     'row': row,
     'column': column,
+    'draw': draw,
     **{split: {'per_seed': scores} for split in ('validation', 'test')},
     'teachers': {'teacher': {'validation': 0.9, 'test': 0.95}},
     'baselines': {'user+movie bias': {'validation': 1.1, 'test': 1.2}},
@@ -111,44 +112,59 @@ def _cell(regime, row, column, seeds):
 
 
 def _rows():
+  """Cells of five choices of labels, the last first."""
   return [
-    *(_cell(ALONE, 'scratch', c, (0.02, 0.04)) for c in ratings.COLUMNS),
-    *(_cell(FEW, 'ld', c, (0.01, 0.02)) for c in ratings.COLUMNS),
+    *(
+      _cell(regime, row, column, draw, extra * (1 + draw % 2))
+      for regime, row, extra in ((ALONE, 'scratch', 0.02), (FEW, 'ld', 0.01))
+      for column in ratings.COLUMNS
+      for draw in (4, 3, 2, 1, 0)
+    ),
     # Not in every genre, so that its mean could not be compared.
-    _cell(FEW, 'td', 'Drama', (0.0, 0.0)),
+    *(_cell(FEW, 'td', 'Drama', draw, 0.0) for draw in range(5)),
+    # Not with every choice of labels.
+    *(_cell(FEW, 'fd', column, 0, 0.0) for column in ratings.COLUMNS),
   ]
 
 
 def test_the_page_by_hand():
-  finished = finished_lib.Finished(_rows(), ratings.Regime, ratings.COLUMNS)
+  finished = finished_lib.Finished(_rows(), ratings, ratings.COLUMNS)
   text = ratings_page.page(finished)
-  # 1.35 is the mean over the genres; the gains of the seeds are 0.01 and 0.02.
+  # 1.35 is the mean over the genres. LD adds 1, 2, 1, 2 and 1 hundredths and
+  # gains as much: the mean is 1.4, the deviation sqrt(0.3), the error that over
+  # sqrt(5), 0.245. The seeds of a draw, a whole unit apart, count once.
   assert (
     '| Label distillation (LD) | with the pairs of the hidden ratings '
-    '| 1.3650 ± 0.0050 | +0.0150 ± 0.0050 | 1.3650 ± 0.0050 |'
+    '| 1.3640 ± 0.0024 | +0.0140 ± 0.0024 | 1.3640 ± 0.0024 |'
   ) in text
-  assert '| From scratch | labelled ratings only | 1.3800 ± 0.0100 |' in text
+  assert '| From scratch | labelled ratings only | 1.3780 ± 0.0049 |' in text
   assert '| Teacher (frozen) |  | 0.9000 |' in text
   assert '| TD' not in text
+  assert '| Feature' not in text
 
 
-def _image_cell(regime, row, scores):
-  return {
-    'regime': regime._asdict(),
-    'row': row,
-    'column': 'cifar10',
-    **{split: {'per_seed': scores} for split in ('validation', 'test')},
-    'teachers': {'teacher': {'validation': 0.7, 'test': 0.6}},
-    'train_examples': 2000,
-  }
+def _image_cells(regime, row, scores):
+  """Finished cells, a score for each choice of labels."""
+  return [
+    {
+      'regime': regime._asdict(),
+      'row': row,
+      'column': 'cifar10',
+      'draw': draw,
+      **{split: {'per_seed': [score]} for split in ('validation', 'test')},
+      'teachers': {'teacher': {'validation': 0.7, 'test': 0.6}},
+      'train_examples': 2000,
+    }
+    for draw, score in enumerate(scores)
+  ]
 
 
 def _image_rows():
   few, every = (images.Regime(n, 'none') for n in (50, images.ALL))
   return [
-    _image_cell(few, images.SCRATCH, [0.4, 0.42]),
-    _image_cell(few._replace(unlabelled='rest'), 'ld', [0.5, 0.53]),
-    _image_cell(every, images.SCRATCH, [0.55, 0.55]),
+    *_image_cells(few, images.SCRATCH, [0.4, 0.42, 0.41]),
+    *_image_cells(few._replace(unlabelled='rest'), 'ld', [0.5, 0.53, 0.53]),
+    *_image_cells(every, images.SCRATCH, [0.55]),
   ]
 
 
@@ -157,11 +173,11 @@ def test_the_page_of_images_by_hand(tmp_path):
   text = (tmp_path / 'few_images.md').read_text()
   assert (
     '| Label distillation (LD) | with the other images, unlabelled '
-    '| 0.5150 ± 0.0150 | +0.1050 ± 0.0050 | 0.5150 ± 0.0150 |'
+    '| 0.5200 ± 0.0100 | +0.1100 ± 0.0058 | 0.5200 ± 0.0100 |'
   ) in text
   assert (
     "| Task only, from the teacher's blocks | labelled images only "
-    '| 0.4100 ± 0.0100 |  | 0.4100 ± 0.0100 |  |'
+    '| 0.4100 ± 0.0058 |  | 0.4100 ± 0.0058 |  |'
   ) in text
   assert (
     '| Teacher (frozen, a linear head) | labelled images only | 0.7' in text
@@ -204,6 +220,7 @@ def test_the_study_resumes(tmp_path, monkeypatch):
   monkeypatch.setattr(ratings, 'rows', lambda: [(FEW, 'ld')])
   monkeypatch.setattr(ratings, 'COLUMNS', ('War',))
   monkeypatch.setattr(ratings, 'TUNED_ON', ('War',))
+  monkeypatch.setattr(ratings, '_DRAWS', 2)
   small = conftest.small_config('method=teacher')
 
   def shrunk(make):
@@ -233,7 +250,7 @@ def test_the_study_resumes(tmp_path, monkeypatch):
       log=types.no_log,
     )
     study.search(trials=2, seeds=1)
-    study.cells(seeds=2)
+    study.cells(seeds=4)
 
   run()
   files = [
@@ -244,7 +261,9 @@ def test_the_study_resumes(tmp_path, monkeypatch):
     for file in files
   )
   assert len(trials) == 2
-  (cell,) = cells
+  assert [cell['seeds'] for cell in cells] == [[0, 1], [2, 3]]
+  cell, other = cells
+  assert cell['test'] != other['test']
   assert (
     cell['weights']
     == min(trials, key=lambda trial: trial['validation']['mean'])['weights']
@@ -253,8 +272,11 @@ def test_the_study_resumes(tmp_path, monkeypatch):
   assert np.isfinite(cell['test']['mean'])
   assert 'folder' not in cell['teachers'][types.TEACHER]
   before = [file.read_bytes() for file in files]
-  # The teacher has the labels of the genre hidden.
-  assert (tmp_path / 'work/teacher-0.05-War/results.json').exists()
+  # A teacher for each choice of the labels that are hidden from it.
+  for draw in range(2):
+    folder = tmp_path / f'work/teacher-0.05-War-{draw}'
+    stored = json.loads((folder / 'config.json').read_text())
+    assert stored['data']['labels']['draw'] == draw
   run()
   assert [file.read_bytes() for file in files] == before
 

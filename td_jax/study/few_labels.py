@@ -78,6 +78,10 @@ class Design(Protocol):
     """The columns of a regime."""
     ...
 
+  def draws(self, regime: AnyRegime) -> tuple[int, ...]:
+    """The choices of labels of a regime, which share its seeds."""
+    ...
+
   def rows(self) -> list[tuple[AnyRegime, str]]:
     """(regime, row) of all rows."""
     ...
@@ -170,18 +174,31 @@ class Study:
     self._all('trials', work, self._trials, run)
 
   def cells(self, *, seeds: int) -> None:
-    """Runs the missing cells with the weights that the search has chosen."""
+    """Runs the missing cells with the weights that the search has chosen.
+
+    Args:
+      seeds: Students in a cell, as many for each choice of labels.
+    """
     chosen = best(self._design, results_log.read(self._trials))
     work = [
-      {'regime': regime._asdict(), 'row': row, 'column': column}
+      {
+        'regime': regime._asdict(),
+        'row': row,
+        'column': column,
+        'draw': draw,
+      }
       for regime, row in self._design.rows()
       for column in self._design.columns(regime)
+      for draw in self._design.draws(regime)
     ]
 
     def run(key: work_lib.Key) -> dict[str, Any]:
       regime = self._design.Regime(**key['regime'])
       weights = chosen[self._design.tuned_as(regime, key['row'])]
-      config = self._config(key, key['row'], weights, seeds)
+      draws = self._design.draws(regime)
+      config = self._config(
+        key, key['row'], weights, max(seeds // len(draws), 1)
+      )
       outcome = self._train(config, _FIELDS)
       for teacher in outcome['teachers'].values():
         del teacher['folder']  # It means nothing on other machines.
@@ -193,25 +210,29 @@ class Study:
     self, key: work_lib.Key, row: str, weights: Weights, seeds: int
   ) -> types.Config:
     regime = self._design.Regime(**key['regime'])
+    draw = key.get('draw', 0)  # Trials have the first choice of labels.
     config = self._design.config(
       regime,
       row,
       key['column'],
-      seeds=range(seeds),
-      teacher=self._teacher_of(regime, key['column']),
+      seeds=range(draw * seeds, (draw + 1) * seeds),
+      teacher=self._teacher_of(regime, key['column'], draw),
       weights=weights,
     )
+    config.data.labels.draw = draw
     if 'cache_dir' in config.teacher:
       config.teacher.cache_dir = str(self._workdir / 'kept')
     return config
 
-  def _teacher_of(self, regime: AnyRegime, column: str) -> str:
+  def _teacher_of(self, regime: AnyRegime, column: str, draw: int) -> str:
     """The folder of a regime's teacher, which is trained unless it is there."""
     config = self._design.teacher_config(regime, column)
     if config is None:
       return self._teacher
-    honest = config.data.labels.share < 1
-    name = f'teacher-{regime.share:g}-{column}' if honest else 'teacher'
+    name = 'teacher'
+    if config.data.labels.share < 1:  # It must not see what is hidden.
+      name = f'teacher-{regime.share:g}-{column}-{draw}'
+      config.data.labels.draw = draw
     folder = self._workdir / name
     # Other processes wait here until the first has trained the teacher.
     with results_log.lock(self._workdir / f'{name}.lock', wait=True):
@@ -245,7 +266,8 @@ class Study:
 
   def _title(self, key: work_lib.Key) -> str:
     regime = self._design.Regime(**key['regime'])
-    return f'{regime.name}: {key.get("row") or key["method"]}, {key["column"]}'
+    name = f'{regime.name}: {key.get("row") or key["method"]}, {key["column"]}'
+    return f'{name}, draw {key["draw"]}' if 'draw' in key else name
 
 
 def best(

@@ -1,5 +1,6 @@
 """The finished cells of a study, and what its pages compute from them."""
 
+import collections
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -14,10 +15,10 @@ Regime = Any  # As in few_labels.
 
 
 class Score(NamedTuple):
-  """A mean over seeds."""
+  """A mean over choices of labels, or over seeds."""
 
   mean: float
-  standard_error: float | None  # None for a single seed.
+  standard_error: float | None  # None for a single one.
 
   def text(self, *, sign: bool = False) -> str:
     """Such as '0.9930 ± 0.0004'."""
@@ -42,37 +43,53 @@ class Finished:
   def __init__(
     self,
     rows: Sequence[Mapping[str, Any]],
-    regime: Any,
+    design: Any,
     columns: Sequence[str],
   ):
     """Takes the rows of a file of cells.
 
     Args:
       rows: The rows; those of other columns are ignored.
-      regime: Makes a regime of its fields.
+      design: A `few_labels.Design`.
       columns: The columns over which scores are averaged.
     """
-    self._columns = columns
-    self._cells = {
-      (regime(**row['regime']), row['row'], row['column']): row for row in rows
-    }
+    self._draws, self._columns = design.draws, columns
+    self._cells = collections.defaultdict(list)
+    # In the order of their draws, so that rows are paired with each other.
+    for row in sorted(rows, key=lambda row: row['draw']):
+      key = design.Regime(**row['regime']), row['row'], row['column']
+      self._cells[key].append(row)
 
   def has(self, regime: Regime, row: str) -> bool:
-    """Whether a row has run in every column."""
-    return all((regime, row, c) in self._cells for c in self._columns)
+    """Whether a row has run in every column, with every choice of labels."""
+    wanted = len(self._draws(regime))
+    return all(
+      len(self._cells.get((regime, row, column), ())) == wanted
+      for column in self._columns
+    )
 
   def cells(self, regime: Regime, row: str) -> list[Mapping[str, Any]]:
-    """The cells of a row, by column."""
-    return [self._cells[regime, row, c] for c in self._columns]
+    """The cells of a row, by column and then by draw of the labels."""
+    return [cell for c in self._columns for cell in self._cells[regime, row, c]]
 
-  def per_seed(self, regime: Regime, row: str, split: str) -> np.ndarray:
-    """Scores [seeds], means over the columns."""
-    scores = [cell[split]['per_seed'] for cell in self.cells(regime, row)]
-    return np.asarray(scores).mean(axis=0)
+  def samples(self, regime: Regime, row: str, split: str) -> np.ndarray:
+    """Scores [n], means over the columns: one for each choice of labels.
+
+    Students with the same labels are not independent, so that they count as one.
+    With all labels there is a score for each seed.
+    """
+    scores = np.asarray(
+      [
+        [cell[split]['per_seed'] for cell in self._cells[regime, row, column]]
+        for column in self._columns
+      ]
+    )  # [columns, draws, seeds]
+    scores = scores.mean(axis=0)
+    return scores[0] if len(scores) == 1 else scores.mean(axis=1)
 
   def score(self, regime: Regime, row: str, split: str) -> Score:
     """The mean score of a row."""
-    return _score(self.per_seed(regime, row, split))
+    return _score(self.samples(regime, row, split))
 
   def difference(
     self,
@@ -80,9 +97,9 @@ class Finished:
     other: tuple[Regime, str],
     split: str,
   ) -> cells_lib.Difference:
-    """The score of (regime, row) `one` minus `other`, paired over seeds."""
+    """The score of (regime, row) `one` minus `other`, sample by sample."""
     return cells_lib.difference(
-      self.per_seed(*one, split) - self.per_seed(*other, split)
+      self.samples(*one, split) - self.samples(*other, split)
     )
 
   def teacher(self, regime: Regime, row: str, split: str) -> float:
@@ -126,6 +143,6 @@ def plot(axes: Any, lines: Sequence[Line]) -> None:
   axes.grid(alpha=0.3)
 
 
-def _score(per_seed: np.ndarray) -> Score:
-  found = statistics.mean_and_stderr(per_seed)
+def _score(samples: np.ndarray) -> Score:
+  found = statistics.mean_and_stderr(samples)
   return Score(found['mean'], found['standard_error'])

@@ -26,6 +26,7 @@ RANDOM = table_specs.RANDOM
 ALL = 0  # In place of a number of labels.
 PER_CLASS = (10, 50, 500, ALL)
 _TUNED = 50
+_DRAWS = 3
 
 _LOGIT = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 _OTHERS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
@@ -71,6 +72,11 @@ def regimes() -> tuple[Regime, ...]:
 def columns(regime: Regime) -> tuple[str, ...]:
   """The datasets of a regime: CIFAR-100 has fewer than 500 images a class."""
   return COLUMNS[:1] if regime.per_class == 500 else COLUMNS
+
+
+def draws(regime: Regime) -> tuple[int, ...]:
+  """Choices of labels, a seed for each."""
+  return tuple(range(_DRAWS)) if regime.per_class != ALL else (0,)
 
 
 def rows() -> list[tuple[Regime, str]]:

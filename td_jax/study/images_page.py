@@ -21,7 +21,7 @@ _SOURCES = {
 def render(rows: Sequence[Mapping[str, Any]], results: pathlib.Path) -> None:
   """Writes results/few_images.md and, once there is a line, its figure."""
   datasets = {
-    column: finished_lib.Finished(rows, images.Regime, [column])
+    column: finished_lib.Finished(rows, images, [column])
     for column in images.COLUMNS
   }
   text = page(datasets)
@@ -37,9 +37,9 @@ def page(datasets: Mapping[str, finished_lib.Finished]) -> str:
     '# Few labels on CIFAR',
     '',
     'Written by `python -m td_jax.study.few_labels --domain=images --render`. '
-    'Accuracy, higher is better: means over seeds, ± the standard error over '
-    'seeds. Gains are differences from the student with the same labels that '
-    'learns from the task only, paired over seeds. Weights were chosen on the '
+    'Accuracy, higher is better: means over three choices of the labels, a seed '
+    'for each, ± the standard error. Gains are differences from the student with '
+    'the same labels that learns from the task only, pair by pair. Weights were chosen on the '
     'validation split of CIFAR-10, with as many trials for each row.',
     '',
   ]
@@ -136,7 +136,7 @@ def _lines(
         score = finished_lib.Score(teacher, None)
       else:
         score = finished.score(regime, measured, split)
-      (cell,) = finished.cells(regime, measured)
+      cell, *_ = finished.cells(regime, measured)
       points.append((labels or _per_class(cell), score))
     if points:
       lines.append(finished_lib.Line(label, color, style, points))

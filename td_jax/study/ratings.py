@@ -27,6 +27,7 @@ COLUMNS = movielens.GENRES
 TUNED_ON = (COLUMNS[0], COLUMNS[-1])
 SHARES = (0.01, 0.05, 0.2, 1.0)
 TEACHERS = movielens.TEACHER_LABELS
+_DRAWS = 5
 SCRATCH = 'scratch'
 
 # The largest values are far above what helps with all labels: without labels of
@@ -88,6 +89,11 @@ def columns(regime: Regime) -> tuple[str, ...]:
   """The genres, in every regime."""
   del regime
   return COLUMNS
+
+
+def draws(regime: Regime) -> tuple[int, ...]:
+  """Choices of labels; they change scores by more than seeds do."""
+  return tuple(range(_DRAWS)) if regime.share < 1 else (0,)
 
 
 def rows() -> list[tuple[Regime, str]]:

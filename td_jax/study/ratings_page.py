@@ -24,7 +24,7 @@ _SOURCES = {
 
 def render(rows: Sequence[Mapping[str, Any]], results: pathlib.Path) -> None:
   """Writes results/few_labels.md and, once there is a line, its figure."""
-  finished = finished_lib.Finished(rows, ratings.Regime, ratings.COLUMNS)
+  finished = finished_lib.Finished(rows, ratings, ratings.COLUMNS)
   text = page(finished)
   files.write_atomically(results / 'few_labels.md', text)
   print(text)
@@ -38,9 +38,9 @@ def page(finished: finished_lib.Finished) -> str:
     '# Few labels on MovieLens-100K',
     '',
     'Written by `python -m td_jax.study.few_labels --render`. RMSE, lower is '
-    'better: means over the eight genres and all seeds, ± the standard error '
-    'over seeds. Gains are differences from scratch with the same labels, '
-    'paired over seeds. Weights were chosen on the validation split of '
+    'better: means over the eight genres and ten students, ± the standard error '
+    'over five choices of the labels, or over seeds with all labels. Gains are '
+    'differences from scratch with the same labels, pair by pair. Weights were chosen on the validation split of '
     f'{" and ".join(ratings.TUNED_ON)}, with as many trials for each method and '
     'regime; those for 1% and 20% of the labels are those for 5%. Validation '
     'keeps all of its ratings, whatever the share of labels.',
