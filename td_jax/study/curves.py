@@ -16,6 +16,7 @@ from typing import Any
 from typing import NamedTuple
 
 import jax
+from jax import numpy as jnp
 import numpy as np
 
 from td_jax import models
@@ -54,7 +55,7 @@ GROUPS = {
 
 
 def _blocks(depth: int) -> dict[str, Any]:
-  return {'model.depth': depth, 'model.split': (max(depth // 2, 1), depth)}
+  return {'model.depth': depth, 'model.split': (depth // 2, depth)}
 
 
 _RANDOM = {
@@ -83,7 +84,6 @@ RECIPES: Mapping[str, Recipe] = {
   'head of zeros': Recipe('start', {'student_head': 'zeros'}),
   'head reads the class token': Recipe('start', {'model.pooling': 'token'}),
   'random start, rate 0.001': Recipe('start', _RANDOM),
-  '1 block': Recipe('size', _blocks(1)),
   '4 blocks': Recipe('size', _blocks(4)),
   '4 blocks of half the width, random start': Recipe('size', _NARROW),
 }
@@ -103,7 +103,7 @@ def config(recipe: str, *, teacher: str, seeds: range) -> types.Config:
 def flops(cfg: types.Config, settings: types.Config) -> int:
   """FLOPs of a network on one image: its matrix products."""
   model = models.build(settings, {'classes': cfg.data.classes})
-  image = np.zeros((1, cfg.data.size, cfg.data.size, 3), np.float32)
+  image = jnp.zeros((1, cfg.data.size, cfg.data.size, 3))
   variables = jax.eval_shape(
     lambda: model.init(jax.random.key(0), image, train=False)
   )
