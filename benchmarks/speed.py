@@ -178,6 +178,9 @@ def _images(setting: Setting) -> tuple[types.Config, experiment.Experiment]:
   config = vit_cifar10.get_config(f'laptop,method={setting.method}')
   config.k, config.batch_size = setting.k, setting.batch
   config.distill.hidden = config.distill.message = 512  # As in the peer.
+  # The student and the optimizer of the peer.
+  config.model.update({'depth': 4, 'split': (2, 4), 'pooling': 'token'})
+  config.optim.name = 'sgd'
   config.data.limit, config.data.test = 100, 'test[:100]'
   if setting.patch == 32:
     for part in (config, config.teacher):
@@ -189,7 +192,7 @@ def _images(setting: Setting) -> tuple[types.Config, experiment.Experiment]:
   config.teacher.cache = setting.cached
   config.data.augment = 'inception'
   config.data.fixed_crops = int(setting.cached)
-  config.student_init = 'random'
+  config.student_init, config.student_head = 'random', 'zeros'
   task = data.load(config, log=print)
   model = models.build(config.teacher.model, task.model_args)
   shape = (1, config.data.size, config.data.size, 3)
