@@ -38,7 +38,15 @@ _STAGES = (0.4, 0.2)
 
 # {row: (method, changes to the method's config)}.
 _CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
-  RANDOM: ('scratch', {'student_init': 'random', 'student_head': 'zeros'}),
+  RANDOM: (
+    'scratch',
+    {
+      'student_init': 'random',
+      'student_head': 'zeros',
+      # The rate of the config is that of copied blocks.
+      'optim.learning_rate': 1e-3,
+    },
+  ),
   L2: ('ld', {'distill.logit_distance': 'l2'}),
   'td_ld, k=0': ('td_ld', {'k': 0}),
   'td_ld, k=2': ('td_ld', {'k': 2}),

@@ -130,8 +130,6 @@ def run(
     outcome = work_lib.train(
       cfg, _FIELDS, workdir=workdir, watch=watch, log=log
     )
-    for scores in outcome['teachers'].values():
-      del scores['folder']  # It means nothing on other machines.
     compute = flops(cfg, cfg.model) / flops(cfg, cfg.teacher.model)
     return outcome | {'share_of_teachers_flops': compute}
 

@@ -200,8 +200,6 @@ class Study:
         key, key['row'], weights, max(seeds // len(draws), 1)
       )
       outcome = self._train(config, _FIELDS)
-      for teacher in outcome['teachers'].values():
-        del teacher['folder']  # It means nothing on other machines.
       return outcome | {'weights': weights}
 
     self._all('cells', work, self._cells, run)

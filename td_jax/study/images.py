@@ -31,7 +31,8 @@ _DRAWS = 3
 _LOGIT = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 _OTHERS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
 _RECIPE: dict[str, tuple[Any, ...]] = {
-  'optim.learning_rate': (1e-4, 3e-4, 1e-3),
+  # Copied blocks take a far smaller rate than a random start.
+  'optim.learning_rate': (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
   'optim.weight_decay': (0.01, 0.1),
 }
 

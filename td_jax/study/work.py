@@ -91,11 +91,14 @@ def train(
 ) -> dict[str, Any]:
   """Trains `config` in a temporary folder; returns `fields` of its results.
 
+  The folders of teachers are left out: they mean nothing on other machines.
   The field `curve` is [step, [a score for each seed]] of every validation.
   """
   folder = pathlib.Path(tempfile.mkdtemp(dir=workdir))
   try:
     outcome = pipeline.run(config, folder, watch=watch, log=log)
+    for teacher in outcome['teachers'].values():
+      del teacher['folder']
     score = f'validation_{outcome["metric"]}'
     outcome['curve'] = [
       [row['step'], row[score]]
