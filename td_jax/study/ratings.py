@@ -1,9 +1,9 @@
 """The study of few labels on MovieLens: which runs it needs, and their configs.
 
-The weights of the methods are searched at 5% and 100% of the labels and used at
-1% and 20%, too; the steps, weight decay and dropout of scratch are searched at
-every share. TD without LD takes as long as with it and runs at 5% and 100%
-alone. There is no refit: a student is scored on validation and test at its best
+Every method is tuned and run at 5% and 100% of the labels. At 1% and 20% a few
+methods run, with their weights at 5%: they give the curves of score against
+labels. The steps, weight decay and dropout of scratch are searched at every
+share. There is no refit: a student is scored on validation and test at its best
 step by validation.
 
 There are two teachers. The paper's has learnt from all ratings of the training
@@ -64,14 +64,13 @@ class Regime(NamedTuple):
 def regimes() -> tuple[Regime, ...]:
   """The regimes in which every method is tuned and run."""
   few = [
-    Regime(share, teacher, unlabelled)
-    for share in SHARES[:-1]
+    Regime(0.05, teacher, unlabelled)
     for teacher in TEACHERS
     for unlabelled in ('none', 'rest')
   ]
   # With all labels nothing is hidden: both teachers are the same, and only
   # pairs that nobody rated are left.
-  full = [Regime(SHARES[-1], 'all', source) for source in ('none', 'pairs')]
+  full = [Regime(1.0, 'all', source) for source in ('none', 'pairs')]
   return (*few, *full)
 
 
@@ -81,8 +80,13 @@ _PAIRS = tuple(Regime(0.05, teacher, 'pairs') for teacher in TEACHERS)
 _PAIRS_ROWS = ('ld', 'td_ld')
 # Where the rounds of the conversation are compared.
 _ROUNDS = Regime(0.05, 'kept', 'rest')
-# TD without LD takes as long as with it, so it runs at these shares alone.
-_TD_SHARES = (0.05, 1.0)
+# What runs at the other shares, for the curves of score against labels.
+_CURVES = (
+  ('none', 'ld'),
+  ('rest', 'ld'),
+  ('rest', 'fitnet'),
+  ('rest', 'td_ld'),
+)
 
 
 def columns(regime: Regime) -> tuple[str, ...]:
@@ -100,14 +104,18 @@ def rows() -> list[tuple[Regime, str]]:
   """(regime, row) of all rows of the study."""
   scratch = [(Regime(share, 'all', 'none'), SCRATCH) for share in SHARES]
   methods = [
-    (regime, method)
-    for regime in regimes()
-    for method in search.METHODS
-    if method != 'td' or regime.share in _TD_SHARES
+    (regime, method) for regime in regimes() for method in search.METHODS
   ]
   rounds = [(_ROUNDS, row) for row in _ABLATIONS]
   pairs = [(regime, row) for regime in _PAIRS for row in _PAIRS_ROWS]
-  return scratch + methods + rounds + pairs
+  curves = [
+    (Regime(share, teacher, unlabelled), method)
+    for share in (0.05, 0.01, 0.2)
+    for teacher in TEACHERS
+    for unlabelled, method in _CURVES
+  ]
+  # The rows of the curves come first, so that the figure is there early.
+  return list(dict.fromkeys(scratch + curves + methods + pairs + rounds))
 
 
 def tuned_as(regime: Regime, row: str) -> tuple[Regime, str]:

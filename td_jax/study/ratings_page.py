@@ -125,7 +125,7 @@ def _lines(
     ('scratch', 'none', 'From scratch', figures.BLACK, '-'),
     ('ld', 'none', 'LD', figures.SKY_BLUE, '--'),
     ('ld', 'rest', 'LD with unlabelled pairs', figures.BLUE, '-'),
-    ('td_ld', 'none', 'TD + LD', figures.ORANGE, '--'),
+    ('fitnet', 'rest', 'FitNet with unlabelled pairs', figures.GREEN, '-'),
     ('td_ld', 'rest', 'TD + LD with unlabelled pairs', figures.VERMILION, '-'),
   )
   lines = []
