@@ -73,7 +73,7 @@ _NARROW = {
 RECIPES: Mapping[str, Recipe] = {
   **{
     f'{steps} steps': Recipe('length', {'steps': steps})
-    for steps in (160, 320, 640)
+    for steps in (160, 320, 640, 1280)
   },
   **{
     f'fitted head, rate {rate:g}': Recipe(
