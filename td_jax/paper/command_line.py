@@ -2,11 +2,43 @@
 
 import argparse
 from collections.abc import Callable
+import pathlib
 
 from absl import logging
 
 from td_jax import types
 from td_jax.run import command
+
+
+def parser(
+  description: str, *, workdir: str, results: str
+) -> argparse.ArgumentParser:
+  """The options of a command that runs what a folder of results lacks.
+
+  Args:
+    description: What the command does.
+    workdir: The default folder of its runs.
+    results: What the folder of results holds, for --help.
+  """
+  options = argparse.ArgumentParser(description=description)
+  options.add_argument(
+    '--workdir',
+    default=workdir,
+    type=pathlib.Path,
+    help='folder of the runs; the command resumes what it holds',
+  )
+  options.add_argument(
+    '--results',
+    default='results',
+    type=pathlib.Path,
+    help=f'folder of {results}',
+  )
+  options.add_argument(
+    '--teacher',
+    default='',
+    help='for images: folder of the published weights',
+  )
+  return options
 
 
 def run(

@@ -254,25 +254,15 @@ def _command(args: argparse.Namespace, log: types.Log) -> None:
 
 def main() -> None:
   """Runs the missing cells of tables, then renders the tables."""
-  parser = argparse.ArgumentParser(
-    description="Run and render the paper's tables."
+  parser = command_line.parser(
+    "Run and render the paper's tables.",
+    workdir='runs/tables',
+    results='the finished cells and the rendered tables',
   )
   parser.add_argument(
     '--table',
     default='3',
     help=f'tables, separated by commas: {",".join(markdown.NAMES)}',
-  )
-  parser.add_argument(
-    '--workdir',
-    default='runs/tables',
-    type=pathlib.Path,
-    help='folder of the runs; the command resumes what it holds',
-  )
-  parser.add_argument(
-    '--results',
-    default='results',
-    type=pathlib.Path,
-    help='folder of the finished cells and the rendered tables',
   )
   parser.add_argument('--seeds', default=5, type=int, help='students per cell')
   parser.add_argument(
@@ -280,11 +270,6 @@ def main() -> None:
     default=[],
     action='append',
     help='run only this row; may be repeated',
-  )
-  parser.add_argument(
-    '--teacher',
-    default='',
-    help='for tables of images: folder of the published weights',
   )
   parser.add_argument(
     '--render', action='store_true', help='render only; run nothing'

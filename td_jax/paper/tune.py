@@ -366,8 +366,10 @@ def _command(args: argparse.Namespace, log: types.Log) -> None:
 
 def main() -> None:
   """Runs the missing trials, and prints the best settings."""
-  parser = argparse.ArgumentParser(
-    description='Choose hyper-parameters on validation.'
+  parser = command_line.parser(
+    'Choose hyper-parameters on validation.',
+    workdir='runs/tables',
+    results='the finished trials',
   )
   parser.add_argument('--domain', default='movielens', choices=SPACES)
   parser.add_argument(
@@ -377,27 +379,10 @@ def main() -> None:
     'methods',
   )
   parser.add_argument(
-    '--workdir',
-    default='runs/tables',
-    type=pathlib.Path,
-    help='folder of the tables; its teacher is used',
-  )
-  parser.add_argument(
-    '--results',
-    default='results',
-    type=pathlib.Path,
-    help='folder of the finished trials',
-  )
-  parser.add_argument(
     '--trials', default=6, type=int, help='trials for each of --what'
   )
   parser.add_argument(
     '--seeds', default=2, type=int, help='students per trial and column'
-  )
-  parser.add_argument(
-    '--teacher',
-    default='',
-    help='for images: folder of the published weights',
   )
   parser.add_argument(
     '--best', action='store_true', help='print the best only; run nothing'

@@ -256,21 +256,10 @@ def _command(args: argparse.Namespace, log: types.Log) -> None:
 
 def main() -> None:
   """Runs what is missing, then renders the table and the figure."""
-  parser = argparse.ArgumentParser(description='Learning curves on CIFAR-10.')
-  parser.add_argument(
-    '--workdir',
-    default='runs/curves',
-    type=pathlib.Path,
-    help='folder of the runs; the command resumes what it holds',
-  )
-  parser.add_argument(
-    '--results',
-    default='results',
-    type=pathlib.Path,
-    help='folder of the finished curves, the table and the figure',
-  )
-  parser.add_argument(
-    '--teacher', default='', help='folder of the published weights'
+  parser = command_line.parser(
+    'Learning curves on CIFAR-10.',
+    workdir='runs/curves',
+    results='the finished curves, the table and the figure',
   )
   parser.add_argument(
     '--recipe',

@@ -45,9 +45,8 @@ _FIELDS = (
   'teachers', 'baselines', 'commit', 'python', 'versions',
 )  # fmt: skip
 AnyRegime = Any  # A NamedTuple with a property `name`.
-Weights = Mapping[
-  str, Any
-]  # Keys of the config, such as distill.weights.logit.
+# Keys of the config, such as distill.weights.logit.
+Weights = Mapping[str, Any]
 
 
 @runtime_checkable
@@ -62,6 +61,21 @@ class Design(Protocol):
   @property
   def TUNED_ON(self) -> tuple[str, ...]:
     """The columns in which weights are tried."""
+    ...
+
+  @property
+  def TRIALS(self) -> int:
+    """Trials of each method."""
+    ...
+
+  @property
+  def TRIAL_SEEDS(self) -> int:
+    """Students in a trial and column."""
+    ...
+
+  @property
+  def SEEDS(self) -> int:
+    """Students of a row and column; every choice of labels has as many."""
     ...
 
   @property
@@ -177,7 +191,7 @@ class Study:
     """Runs the missing cells with the weights that the search has chosen.
 
     Args:
-      seeds: Students in a cell, as many for each choice of labels.
+      seeds: Students of a row and column, as many for each choice of labels.
     """
     chosen = best(self._design, results_log.read(self._trials))
     work = [
@@ -196,9 +210,7 @@ class Study:
       regime = self._design.Regime(**key['regime'])
       weights = chosen[self._design.tuned_as(regime, key['row'])]
       draws = self._design.draws(regime)
-      config = self._config(
-        key, key['row'], weights, max(seeds // len(draws), 1)
-      )
+      config = self._config(key, key['row'], weights, seeds // len(draws))
       outcome = self._train(config, _FIELDS)
       return outcome | {'weights': weights}
 
@@ -302,38 +314,20 @@ def _command(args: argparse.Namespace, log: types.Log) -> None:
       watch=preemption.Watch(),
       log=log,
     )
-    study.search(trials=args.trials, seeds=args.trial_seeds)
-    study.cells(seeds=args.seeds)
+    study.search(trials=design.TRIALS, seeds=design.TRIAL_SEEDS)
+    study.cells(seeds=design.SEEDS)
   rows = results_log.read(args.results / f'{design.NAME}.jsonl')
   _PAGES[args.domain].render(rows, args.results)
 
 
 def main() -> None:
   """Runs what is missing, then renders the tables and figures."""
-  parser = argparse.ArgumentParser(description='The study of few labels.')
+  parser = command_line.parser(
+    'The study of few labels.',
+    workdir='runs/few_labels',
+    results='the finished trials and cells, tables and figures',
+  )
   parser.add_argument('--domain', default='ratings', choices=DESIGNS)
-  parser.add_argument(
-    '--workdir',
-    default='runs/few_labels',
-    type=pathlib.Path,
-    help='folder of the runs; the command resumes what it holds',
-  )
-  parser.add_argument(
-    '--results',
-    default='results',
-    type=pathlib.Path,
-    help='folder of the finished trials and cells, tables and figures',
-  )
-  parser.add_argument(
-    '--teacher', default='', help='for images: folder of the published weights'
-  )
-  parser.add_argument(
-    '--trials', default=6, type=int, help='trials for each method and regime'
-  )
-  parser.add_argument(
-    '--trial_seeds', default=2, type=int, help='students per trial and column'
-  )
-  parser.add_argument('--seeds', default=10, type=int, help='students per cell')
   parser.add_argument(
     '--render', action='store_true', help='render only; run nothing'
   )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pathlib
 from typing import Any
 
+from td_jax.paper import cells as cells_lib
 from td_jax.paper import figures
 from td_jax.storage import files
 from td_jax.study import finished as finished_lib
@@ -19,7 +20,20 @@ _SOURCES = {
 
 
 def render(rows: Sequence[Mapping[str, Any]], results: pathlib.Path) -> None:
-  """Writes results/few_images.md and, once there is a line, its figure."""
+  """Writes results/few_images.md and, once there is a line, its figure.
+
+  Args:
+    rows: The finished cells of the study.
+    results: Where to write; its images.jsonl has the cells with all labels.
+  """
+  every = images.Regime(images.ALL, 'none')._asdict()
+  rows = [
+    *rows,
+    *(
+      {**cell, 'regime': every, 'draw': 0}
+      for cell in cells_lib.read(results)['images']
+    ),
+  ]
   datasets = {
     column: finished_lib.Finished(rows, images, [column])
     for column in images.COLUMNS
@@ -47,6 +61,7 @@ def page(datasets: Mapping[str, finished_lib.Finished]) -> str:
     lines += [f'## {_TITLES[column]}', '']
     for labels in images.PER_CLASS:
       lines += _table(finished, labels)
+    lines += ['What all labels give is in [table 4](table4.md).', '']
   return '\n'.join(lines).rstrip() + '\n'
 
 
@@ -74,9 +89,8 @@ def _table(finished: finished_lib.Finished, labels: int) -> list[str]:
         '' if (regime, row) == scratch else gain,
       ]
     body.append(cells)
-  title = f'{labels} labels in each class' if labels else 'All labels'
   return [
-    f'### {title}',
+    f'### {labels} labels in each class',
     '',
     *finished_lib.table(
       ['', 'learns from', 'validation', 'gain', 'test', 'gain'], body
@@ -125,7 +139,7 @@ def _lines(
   lines = []
   for row, source, label, color, style in shown:
     points = []
-    for labels in images.PER_CLASS:
+    for labels in (*images.PER_CLASS, images.ALL):
       # With all labels no image is left without one.
       regime = images.Regime(labels, source if labels else 'none')
       measured = blocks if row == 'teacher' else row
