@@ -112,10 +112,11 @@ def test_validation_chooses_the_ridge():
     x[:60], y[:60], classes=2, validation=(x[60:], y[60:])
   )
   tried = report['tried']
-  assert [head['ridge'] for head in tried] == list(probe.RIDGES)
   scores = [head['validation_accuracy'] for head in tried]
-  assert report['validation_accuracy'] == max(scores) > scores[-1] + 0.03
-  assert tried[-1]['accuracy'] == 1
+  # Weaker ridges are tried until two in a row are no better.
+  assert len(tried) == scores.index(max(scores)) + 3 < len(probe.RIDGES)
+  assert [head['ridge'] for head in tried] == list(probe.RIDGES[: len(tried)])
+  assert report['validation_accuracy'] == max(scores) > scores[-1] + 0.01
   # Of equally accurate heads, the one with the strongest ridge.
   assert report['ridge'] == tried[scores.index(max(scores))]['ridge']
   assert report.items() >= tried[scores.index(max(scores))].items()

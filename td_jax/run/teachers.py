@@ -189,6 +189,7 @@ def fit_head(
     *features(task.train),
     classes=task.model_args['classes'],
     validation=features(task.validation),
+    log=log,
   )
   log(
     f'the head is fitted: accuracy {report["accuracy"]:.4f} on training, '
