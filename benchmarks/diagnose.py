@@ -35,11 +35,11 @@ from td_jax.methods import channel
 from td_jax.models import layers
 from td_jax.models import split
 from td_jax.paper import cka
-from td_jax.paper import command_line
 from td_jax.paper import diagnosis
 from td_jax.paper import diagnosis_page
 from td_jax.paper import diagnosis_plot
 from td_jax.paper import tables
+from td_jax.run import command_line
 from td_jax.run import config as config_lib
 from td_jax.run import environment
 from td_jax.run import experiment
@@ -303,7 +303,7 @@ def _command(args: argparse.Namespace, log: types.Log) -> None:
 
 def main() -> None:
   """Executes the missing runs, then renders the page and its figures."""
-  parser = argparse.ArgumentParser(
+  parser = command_line.Parser(
     description='Measure why TD gains what it gains.'
   )
   parser.add_argument(

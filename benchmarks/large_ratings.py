@@ -22,7 +22,7 @@ import numpy as np
 from td_jax import types
 from td_jax.configs import movielens as movielens_config
 from td_jax.data import movielens
-from td_jax.paper import command_line
+from td_jax.run import command_line
 from td_jax.run import environment
 from td_jax.run import pipeline
 from td_jax.storage import files
@@ -120,7 +120,7 @@ def _command(args: argparse.Namespace, log: types.Log) -> None:
 
 def main() -> None:
   """Measures a start on made-up ratings."""
-  parser = argparse.ArgumentParser(description='Ratings by the million.')
+  parser = command_line.Parser(description='Ratings by the million.')
   parser.add_argument('--rows', default=1_000_000, type=int, help='ratings')
   parser.add_argument(
     '--data_dir',

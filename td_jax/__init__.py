@@ -1,7 +1,8 @@
 """Talking-model distillation (arXiv 2310.03188) in JAX, Flax and optax.
 
-`td_jax.methods`, `td_jax.models`, `td_jax.talk` and `td_jax.losses` are
-imported when they are first used, so that commands start quickly.
+`load` returns the student of a finished run. `methods`, `models`, `talk` and
+`losses` are modules. All of them are imported when they are first used, so that
+commands start quickly.
 """
 
 import importlib
@@ -17,6 +18,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
+  if name == 'load':
+    return importlib.import_module('td_jax.use.student').load
   if name in _LAZY:
     return importlib.import_module(_LAZY[name])
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

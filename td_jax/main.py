@@ -1,5 +1,6 @@
-"""td_jax --config=movielens --workdir=DIR"""
+"""td_jax --config=movielens --workdir=DIR, and td_jax predict RUN FILE ..."""
 
+import importlib
 import sys
 
 from absl import flags
@@ -11,6 +12,8 @@ from td_jax.devices import distributed
 from td_jax.run import command
 from td_jax.run import preemption
 
+# {name of a command: its module}, for what is done with a finished run.
+_COMMANDS = {'predict': 'td_jax.use.predict'}
 _MODES = ('train', 'eval', 'compile', 'cka')
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -92,6 +95,10 @@ def run() -> None:
   """The entry point of the command `td_jax`."""
   if '--version' in sys.argv[1:]:  # No import may slow this down.
     print(f'td_jax {td_jax.__version__}')
+    return
+  if sys.argv[1:2] and sys.argv[1] in _COMMANDS:
+    module = importlib.import_module(_COMMANDS[sys.argv[1]])
+    module.main(sys.argv[2:])
     return
   command.parse_flags(sys.argv)
   command.run(main)

@@ -23,6 +23,7 @@ ORDER = (
   'data',
   'training',
   'run',
+  'use',
   'tpu_cost',
   'paper',
   'study',

@@ -8,9 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
 
+import numpy as np
+
 from td_jax import types
 from td_jax.data import classification
+from td_jax.data import image_inputs
 from td_jax.data import movielens
+from td_jax.data import rating_inputs
 from td_jax.data import task as task_lib
 
 
@@ -31,6 +35,9 @@ class Domain(NamedTuple):
   # Changes a config in place so that its run uses all data, as a teacher does.
   use_all_data: Callable[[types.Config], None]
   task_loss: str  # A key of `losses.TASK_LOSSES`.
+  # (config, what `Task.inputs` made) -> a function: raw examples [n] -> x, the
+  # input of a student, leaves [n, ...]. Its `blank` is such an example.
+  encoder: Callable[[types.Config, Mapping[str, np.ndarray]], Any]
 
 
 DOMAINS = {
@@ -42,6 +49,7 @@ DOMAINS = {
     shapes=movielens.load,
     use_all_data=movielens.use_all_genres,
     task_loss=movielens.TASK_LOSS,
+    encoder=lambda config, kept: rating_inputs.Encoder(kept),
   ),
   'images': Domain(
     check=classification.check,
@@ -51,6 +59,7 @@ DOMAINS = {
     shapes=classification.shapes,
     use_all_data=lambda config: None,
     task_loss=classification.TASK_LOSS,
+    encoder=lambda config, kept: image_inputs.Encoder(config),
   ),
 }
 

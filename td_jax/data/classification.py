@@ -142,6 +142,7 @@ def task(config: types.Config, dataset: Dataset) -> task_lib.Task:
       _baselines({**splits, 'train': train}) if in_memory else {}
     ),
     make_batch=make_batch(data),
+    inputs=lambda: {'class_names': np.asarray(dataset.class_names)},
     unlabelled=None
     if unlabelled is None
     else feed.Unlabelled(unlabelled, data.unlabelled.share),

@@ -74,7 +74,7 @@ def load_unlabelled(data_dir: str) -> dataset.Dataset:
   """
   root = _root(data_dir, 'images at any depth')
   with _readable():
-    found = sorted(_walk(root))
+    found = sorted(walk(root))
   if not found:
     raise errors.DataError(f'{root} holds no images ({", ".join(_SUFFIXES)}).')
   images = {_ALL: found}
@@ -141,7 +141,7 @@ def _readable() -> Iterator[None]:
     ) from error
 
 
-def _walk(root: str) -> Iterator[tuple[str, int]]:
+def walk(root: str) -> Iterator[tuple[str, int]]:
   """(path below `root`, size in bytes) of all images, hidden ones left out."""
   for folder, folders, names in os.walk(root):
     folders[:] = [

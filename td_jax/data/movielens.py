@@ -16,16 +16,15 @@ of its ratings. `config.data.unlabelled` lets students see pairs of user and
 movie without a rating: the pairs of the hidden ratings, or random pairs.
 """
 
-import re
 from typing import NamedTuple
 
-from jax import numpy as jnp
 import numpy as np
 
 from td_jax import errors
 from td_jax import types
 from td_jax.data import feed
 from td_jax.data import labels
+from td_jax.data import rating_inputs
 from td_jax.data import ratings as ratings_lib
 from td_jax.data import ratings_source
 from td_jax.data import task as task_lib
@@ -153,7 +152,7 @@ def task(config: types.Config, ratings: ratings_lib.Ratings) -> task_lib.Task:
   student = _vocabulary(ratings, _pairs_of(ratings, kept.train), *pairs)
   # The teacher has trained on all genres, so it knows more ids.
   teacher = _vocabulary(ratings, _pairs_of(ratings, seen_by_teacher.train))
-  words = _words(ratings, all_genres.train)
+  facts = rating_inputs.facts(ratings, all_genres.train)
 
   def columns(pairs: _Pairs, rating: np.ndarray) -> types.Batch:
     return types.Batch(
@@ -194,17 +193,18 @@ def task(config: types.Config, ratings: ratings_lib.Ratings) -> task_lib.Task:
     else feed.padded(split('validation'), longest['validation']),
     test=feed.padded(split('test'), longest['test']),
     unlabelled=unlabelled,
-    make_batch=_make_batch(ratings, words),
+    make_batch=rating_inputs.make_batch(facts),
     model_args={
       'users': int(ratings.user_id.max()) + 1,
       'movies': len(ratings.titles),
-      'words': int(words.max()) + 1,
+      'words': int(facts.words.max()) + 1,
       'mean': float(ratings.rating[kept.train].mean()),
     },
     task_loss=TASK_LOSS,
     metric='rmse',
     fingerprint=ratings.fingerprint,
     baselines=lambda: _baselines(ratings, _without(before_refit, hidden), kept),
+    inputs=lambda: rating_inputs.keep(ratings, student, facts),
   )
 
 
@@ -302,72 +302,26 @@ def _unlabelled_pairs(
 
 def _vocabulary(
   ratings: ratings_lib.Ratings, *known: _Pairs
-) -> list[np.ndarray]:
-  """[users, movies]: the table row of each id, 0 if it is not in `known`."""
+) -> rating_inputs.Vocabulary:
+  """The ids in `known`, which keep their numbers as rows."""
   tables = []
   for field, ids in enumerate((ratings.user_id, ratings.movie_id)):
     table = np.zeros(ids.max() + 1, np.int32)
     for pairs in known:
       table[pairs[field]] = pairs[field]
     tables.append(table)
-  return tables
+  return rating_inputs.Vocabulary(*tables)
 
 
-def _words(ratings: ratings_lib.Ratings, rows: np.ndarray) -> np.ndarray:
-  """The words of each movie's title, int32 [movies, w]; 0 is padding.
-
-  The vocabulary comes from the movies in `rows`; the year is a word too.
-  """
-  titles = [re.findall(r"[\w']+", title.lower()) for title in ratings.titles]
-  known = np.unique(ratings.movie_id[rows])
-  vocabulary = sorted({word for movie in known for word in titles[movie]})
-  number = {word: i + 1 for i, word in enumerate(vocabulary)}
-  table = np.zeros((len(titles), max(map(len, titles))), np.int32)
-  for movie, title in enumerate(titles):
-    numbers = [number[word] for word in title if word in number]
-    table[movie, : len(numbers)] = numbers
-  return table
-
-
-def _ids(pairs: _Pairs, vocabulary: list[np.ndarray]) -> dict[str, np.ndarray]:
+def _ids(
+  pairs: _Pairs, vocabulary: rating_inputs.Vocabulary
+) -> dict[str, np.ndarray]:
   """What is stored of each example: 12 bytes for each network."""
-  users, movies = vocabulary
   return {
-    'user': users[pairs.user],
-    'movie': movies[pairs.movie],
+    'user': vocabulary.users[pairs.user],
+    'movie': vocabulary.movies[pairs.movie],
     'facts': pairs.movie.astype(np.int32),  # A row of the movies' table.
   }
-
-
-def _make_batch(
-  ratings: ratings_lib.Ratings, words: np.ndarray
-) -> feed.MakeBatch:
-  """Adds the movies' titles and genres to a batch, see `models.mlp.MLP`."""
-  shares = ratings.genres.astype(np.float32)
-  shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1)
-
-  def whole(x: types.PyTree) -> types.PyTree:
-    title, genres = (
-      jnp.asarray(table).at[x['facts']].get(mode='promise_in_bounds')
-      for table in (words, shares)
-    )
-    return {
-      'user': x['user'],
-      'movie': x['movie'],
-      'title': title,
-      'genres': genres,
-    }
-
-  def make_batch(
-    columns: types.PyTree, ids: types.PyTree, key: types.Key | None
-  ) -> types.Batch:
-    batch = feed.take(columns, ids, key)
-    return batch._replace(
-      x=whole(batch.x),
-      teacher_x={name: whole(x) for name, x in batch.teacher_x.items()},
-    )
-
-  return make_batch
 
 
 def _baselines(

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import jaxtyping as jt
+import numpy as np
 
 AREA = (0.05, 1.0)  # Range of a crop's share, as in vision_transformer.
 ASPECT = (3 / 4, 4 / 3)  # Range of width / height, in pixels.
@@ -117,6 +118,38 @@ def resize(
   )
 
 
+def whole_image(
+  image: jt.UInt8[np.ndarray, 'h w 3'], *, size: int, smaller_side: int = 0
+) -> jt.Float[np.ndarray, '{size} {size} 3']:
+  """Stretches an image to a square, or takes its middle; in NumPy.
+
+  It computes what `resize` and `decoding.whole_image` do, without compiling a
+  program for every size of an image.
+
+  Args:
+    image: [h, w, 3].
+    size: Height and width of the result.
+    smaller_side: 0 stretches the whole image. Else the image is resized by areas,
+      with its aspect, until its smaller side is this, and cut to its middle.
+
+  Returns:
+    float32 grey levels [size, size, 3].
+  """
+  extents = image.shape[:2]
+  if smaller_side:
+    sides = [round(n * smaller_side / min(extents)) for n in extents]
+    down, across = (
+      _areas(size=side, extent=n)[(side - size) // 2 :][:size]
+      for side, n in zip(sides, extents, strict=True)
+    )
+  else:
+    down, across = (
+      _interpolation(0, n, size=size, extent=n, xp=np) for n in extents
+    )
+  rows = np.tensordot(down.astype(np.float32), image.astype(np.float32), 1)
+  return np.einsum('jw,iwc->ijc', across.astype(np.float32), rows)
+
+
 def crop_box(
   draws: Any,
   height: Any,
@@ -165,8 +198,13 @@ def _whole(draw: Any, low: Any, high: Any, xp: Any) -> Any:
 
 
 def _interpolation(
-  start: jax.Array | int, length: jax.Array | int, *, size: int, extent: int
-) -> jax.Array:
+  start: jax.Array | int,
+  length: jax.Array | int,
+  *,
+  size: int,
+  extent: int,
+  xp: Any = jnp,
+) -> Any:
   """Returns bilinear weights [size, extent] that read [start, start + length).
 
   Row i has at most two weights, those of the pixels on either side of the
@@ -175,7 +213,17 @@ def _interpolation(
   """
   # Half-pixel centres, as in TensorFlow; without the clip, crops would blend in
   # pixels from outside the box.
-  at = (jnp.arange(size) + 0.5) * (length / size) - 0.5
-  at = jnp.clip(at, 0, length - 1) + start
-  pixels = jnp.arange(extent, dtype=at.dtype)
-  return jnp.maximum(0, 1 - jnp.abs(at[:, None] - pixels[None, :]))
+  at = (xp.arange(size) + 0.5) * (length / size) - 0.5
+  at = xp.clip(at, 0, length - 1) + start
+  pixels = xp.arange(extent, dtype=at.dtype)
+  return xp.maximum(0, 1 - xp.abs(at[:, None] - pixels[None, :]))
+
+
+def _areas(*, size: int, extent: int) -> np.ndarray:
+  """Returns weights [size, extent]: means over equal parts of [0, extent)."""
+  edges = np.arange(size + 1) * (extent / size)
+  pixels = np.arange(extent)
+  overlap = np.minimum(edges[1:, None], pixels[None] + 1) - np.maximum(
+    edges[:-1, None], pixels[None]
+  )
+  return np.maximum(overlap, 0) * (size / extent)

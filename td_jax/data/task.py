@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
 
+import numpy as np
+
 from td_jax import types
 from td_jax.data import feed
 
@@ -26,6 +28,8 @@ class Task(NamedTuple):
   # Scores of models without a network: {name: {split: score}}.
   baselines: Callable[[], dict[str, dict[str, float]]]
   make_batch: feed.MakeBatch | None = None  # Passed to `feed.feed`.
+  # Arrays that the run's folder keeps, for `data.Domain.encoder`.
+  inputs: Callable[[], Mapping[str, np.ndarray]] = dict
   # Examples that students see without a label. `train` has labels throughout.
   unlabelled: feed.Unlabelled | None = None
   # SHA-256 of unlabelled records that `fingerprint` does not cover, or ''.

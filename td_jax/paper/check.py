@@ -13,7 +13,7 @@ from td_jax.paper import check_ablations
 from td_jax.paper import check_claims
 from td_jax.paper import check_counts
 from td_jax.paper import check_improvements
-from td_jax.paper import command_line
+from td_jax.run import command_line
 from td_jax.storage import files
 
 # In the order of the report; their findings are gathered at its end.
@@ -56,7 +56,7 @@ def _command(args: argparse.Namespace, log: types.Log) -> None:
 
 def main() -> None:
   """Writes the report."""
-  parser = argparse.ArgumentParser(
+  parser = command_line.Parser(
     description="Check the paper's numbers against each other."
   )
   parser.add_argument(

@@ -129,7 +129,8 @@ def _restore(
   )
   # The encoders are trained with the student, so that the last state counts;
   # `best` holds a student alone.
-  items, _ = saved.restore(path, {'state': template._replace(best=None)}, task)
+  items, record = saved.restore(path, {'state': template._replace(best=None)})
+  saved.check_dataset(path, record, task)
   params = jax.tree.map(lambda leaf: leaf[0], items['state'].params)
   method = experiment.method_of(config, task)
   return _Trained(student, params, loaded, method)

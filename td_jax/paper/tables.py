@@ -30,10 +30,10 @@ from td_jax import errors
 from td_jax import types
 from td_jax.configs import movielens as movielens_config
 from td_jax.paper import cells as cells_lib
-from td_jax.paper import command_line
 from td_jax.paper import markdown
 from td_jax.paper import plot
 from td_jax.paper import table_specs
+from td_jax.run import command_line
 from td_jax.run import environment
 from td_jax.run import pipeline
 from td_jax.run import preemption

@@ -32,9 +32,9 @@ from td_jax import errors
 from td_jax import types
 from td_jax.data import movielens
 from td_jax.devices import parallel as parallel_lib
-from td_jax.paper import command_line
 from td_jax.paper import table_specs
 from td_jax.paper import tables
+from td_jax.run import command_line
 from td_jax.run import pipeline
 from td_jax.run import preemption
 from td_jax.run import saved

@@ -142,6 +142,7 @@ def _train(
 ) -> dict[str, Any]:
   """Trains and scores one stage; returns its results."""
   config, parallel = stage.config, plan.parallel
+  folder.keep_inputs(task)
   teachers = _load_teachers(plan, stage, folder.path, task, log)
   experiment = experiment_lib.build(config, parallel, task, teachers, log=log)
   state, seconds = loop.train(

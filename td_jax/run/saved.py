@@ -1,5 +1,6 @@
 """A finished or interrupted run, read back: for evaluation, or as a teacher."""
 
+from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
 
@@ -55,22 +56,41 @@ def load(folder: types.Path, task: task_lib.Task) -> Saved:
     errors.DataError: There is none, it is damaged, or it was trained on other
       records than those of `task`.
   """
-  config = config_of(folder)
-  model = models.build(config.model, task.model_args)
   example = feed.example(feed.feed(task.train, task.make_batch))
+  saved = networks(folder, task.model_args, example.x)
+  check_dataset(folder, {'dataset': saved.dataset}, task)
+  return saved
+
+
+def networks(
+  folder: types.Path, model_args: Mapping[str, Any], x: types.PyTree
+) -> Saved:
+  """As `load`, without the training data.
+
+  Args:
+    folder: The run.
+    model_args: `Task.model_args` of the run.
+    x: An input of the networks, leaves [b, ...].
+  """
+  config = config_of(folder)
+  model = models.build(config.model, model_args)
   template = jax.eval_shape(
-    lambda: jax.vmap(lambda seed: _best(model, seed, example))(
+    lambda: jax.vmap(lambda seed: _best(model, seed, x))(
       jax.numpy.arange(config.seeds)
     )
   )
-  items, record = restore(folder, {'best': template}, task)
+  items, record = restore(folder, {'best': template})
   return Saved(model, items['best'].student, record['step'], record['dataset'])
 
 
 def restore(
-  folder: types.Path, templates: dict[str, types.PyTree], task: task_lib.Task
+  folder: types.Path, templates: dict[str, types.PyTree]
 ) -> tuple[dict[str, types.PyTree], dict[str, Any]]:
-  """Items and record of the latest intact checkpoint; raises as `load` does."""
+  """Items and record of the latest intact checkpoint.
+
+  Raises:
+    errors.DataError: There is none, or it is damaged.
+  """
   if not (folder / workdir.CHECKPOINTS).is_dir():
     raise errors.DataError(
       f'{folder} has no checkpoints; train there first, with '
@@ -88,7 +108,6 @@ def restore(
       f'{folder} has no complete checkpoint; train there first, with '
       f'--workdir={folder}.'
     )
-  check_dataset(folder, restored[1], task)
   return restored
 
 
@@ -113,6 +132,6 @@ def _with_tuples(value: Any) -> Any:
   return value
 
 
-def _best(model: nn.Module, seed: types.Array, example: types.Batch):
-  student = model.init(jax.random.key(seed), example.x, train=False)
+def _best(model: nn.Module, seed: types.Array, x: types.PyTree) -> step.Best:
+  student = model.init(jax.random.key(seed), x, train=False)
   return step.Best(jax.numpy.float32(0), jax.numpy.int32(0), student)

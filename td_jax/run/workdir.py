@@ -1,6 +1,7 @@
 """The folder of a run: its lock, config and results.
 
 config.json     the config of the run
+inputs.npz      what makes a network's input: class names, or a vocabulary
 metrics.jsonl   a row every log_every steps; rows do not depend on the clock,
                 so a resumed run writes the rows of an uninterrupted one
 events.*        the same and the speed, for TensorBoard
@@ -16,8 +17,11 @@ import json
 import os
 from typing import Any
 
+import numpy as np
+
 from td_jax import errors
 from td_jax import types
+from td_jax.data import task as task_lib
 from td_jax.run import config as config_lib
 from td_jax.run import metrics_log
 from td_jax.storage import files
@@ -25,6 +29,8 @@ from td_jax.storage import paths
 
 CHECKPOINTS = 'checkpoints'
 CONFIG = 'config.json'
+INPUTS = 'inputs.npz'
+_MODEL_ARGS = 'model_args'  # In that file, as JSON.
 
 
 class Workdir:
@@ -104,11 +110,45 @@ class Workdir:
       text = json.dumps(value, indent=2, sort_keys=True) + '\n'
       files.write_atomically(self.path / name, text)
 
+  def keep_inputs(self, task: task_lib.Task) -> None:
+    """Stores what `inputs` reads."""
+    if self._writes:
+      arrays: dict[str, Any] = dict(task.inputs())
+      arrays[_MODEL_ARGS] = np.asarray(json.dumps(dict(task.model_args)))
+      with files.replacing(self.path / INPUTS) as opened:
+        np.savez_compressed(opened, **arrays)
+
   def rows(self, step: int) -> metrics_log.MetricsLog | metrics_log.NoLog:
     """Opens the metrics of the run, to continue after `step`."""
     if self._writes:
       return metrics_log.MetricsLog(self.path, step=step)
     return metrics_log.NoLog()
+
+
+def inputs(
+  folder: types.Path,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  """(`Task.model_args`, what `Task.inputs` made) of the run in `folder`.
+
+  Raises:
+    errors.DataError: They are absent or damaged.
+  """
+  file = folder / INPUTS
+  try:
+    with file.open('rb') as opened, np.load(opened) as stored:
+      arrays = dict(stored)
+    return json.loads(str(arrays.pop(_MODEL_ARGS))), arrays
+  except FileNotFoundError as e:
+    raise errors.DataError(
+      f'{folder} has no {INPUTS}; is it the folder of a run? For a run of version '
+      '0.2, start its command once more with the same --workdir: that adds the '
+      'file and trains nothing.'
+    ) from e
+  except Exception as e:  # A damaged file may raise anything.
+    raise errors.DataError(
+      f'{file} cannot be read ({errors.one_line(e)}); start the command of the run '
+      'once more with the same --workdir, which writes it again.'
+    ) from e
 
 
 def default(config_name: str) -> str:

@@ -22,9 +22,9 @@ import numpy as np
 from td_jax import models
 from td_jax import types
 from td_jax.configs import vit_cifar10
-from td_jax.paper import command_line
 from td_jax.paper import figures
 from td_jax.paper import tables
+from td_jax.run import command_line
 from td_jax.run import preemption
 from td_jax.storage import files
 from td_jax.storage import results_log

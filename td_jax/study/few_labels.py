@@ -28,8 +28,8 @@ from typing import runtime_checkable
 import numpy as np
 
 from td_jax import types
-from td_jax.paper import command_line
 from td_jax.paper import tables
+from td_jax.run import command_line
 from td_jax.run import pipeline
 from td_jax.run import preemption
 from td_jax.storage import results_log

@@ -1,11 +1,14 @@
-"""The front that the paper's commands share."""
+"""The front of the commands that take no config: options and one-line errors."""
 
 import argparse
 from collections.abc import Callable
+from collections.abc import Sequence
 import pathlib
+from typing import NoReturn
 
 from absl import logging
 
+from td_jax import errors
 from td_jax import types
 from td_jax.run import command
 
@@ -20,7 +23,7 @@ def parser(
     workdir: The default folder of its runs.
     results: What the folder of results holds, for --help.
   """
-  options = argparse.ArgumentParser(description=description)
+  options = Parser(description=description)
   options.add_argument(
     '--workdir',
     default=workdir,
@@ -41,9 +44,20 @@ def parser(
   return options
 
 
+class Parser(argparse.ArgumentParser):
+  """A parser whose errors are one line."""
+
+  def error(self, message: str) -> NoReturn:
+    """Raises a ConfigError in place of printing the usage."""
+    raise errors.ConfigError(
+      f'{message}; {self.prog} --help lists the options.'
+    )
+
+
 def run(
   parser: argparse.ArgumentParser,
   body: Callable[[argparse.Namespace, types.Log], None],
+  argv: Sequence[str] | None = None,
 ) -> None:
   """Parses the command line and runs `body` on it.
 
@@ -53,9 +67,9 @@ def run(
   Args:
     parser: The command's arguments.
     body: Receives the parsed arguments and a log.
+    argv: The words to parse; None: those of the process.
   """
   # argparse and not absl, whose flags are global: these commands import each
   # other.
   logging.set_verbosity(logging.WARNING)
-  args = parser.parse_args()
-  command.exit_on_error(lambda: body(args, command.say))
+  command.exit_on_error(lambda: body(parser.parse_args(argv), command.say))

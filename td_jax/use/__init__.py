@@ -1,0 +1,1 @@
+"""From a finished run to a model in use: predictions, exports, costs."""
