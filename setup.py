@@ -68,7 +68,8 @@ setuptools.setup(
     'numpy>=2.0',
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12.0',
-    'safetensors>=0.4.3',  # Reads the weights of Hugging Face models.
+    'pillow>=10',  # Decodes the images that a student is asked about.
+    'safetensors>=0.4.3',  # Weights of Hugging Face models.
     'tensorboardX>=2.6',  # Writes events without importing TensorFlow.
     'scipy>=1.13',  # Student's t distribution, for the tables.
     'tensorflow-datasets>=4.9.10',

@@ -13,7 +13,11 @@ from td_jax.run import command
 from td_jax.run import preemption
 
 # {name of a command: its module}, for what is done with a finished run.
-_COMMANDS = {'predict': 'td_jax.use.predict'}
+_COMMANDS = {
+  'predict': 'td_jax.use.predict',
+  'export': 'td_jax.use.export',
+  'inspect': 'td_jax.use.inspect',
+}
 _MODES = ('train', 'eval', 'compile', 'cka')
 _CONFIG = config_flags.DEFINE_config_file(
   'config',

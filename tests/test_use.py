@@ -5,20 +5,31 @@ import json
 import shutil
 
 import conftest
+from flax import traverse_util
+import jax
 from jax import numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+from safetensors import numpy as safetensors
 import tiny_vision
 
 import td_jax
 from td_jax import errors
 from td_jax import main
+from td_jax import models
 from td_jax import types
 from td_jax.data import movielens
 from td_jax.data import preprocess
+from td_jax.models import pretrained
+from td_jax.models import published_huggingface
+from td_jax.models import vit
 from td_jax.run import pipeline
+from td_jax.use import export
+from td_jax.use import inspect
 from td_jax.use import predict
+
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
 
 TEST = sum(tiny_vision.SIZES[split] for split in ('train', 'validation'))
 
@@ -248,3 +259,260 @@ def test_whole_images_are_those_of_an_evaluation(shape, smaller_side):
       rtol=1e-5,
       atol=1e-3,
     )
+
+
+# Exports.
+
+
+def _examples(student):
+  """Five examples, the shortest and the longest pictures among them."""
+  if student.class_names:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (9 + i, 30, 3), np.uint8) for i in range(5)]
+  return [('1', '2'), ('3', '4'), ('?', '5'), ('6', '?'), ('?', '?')]
+
+
+@pytest.fixture(params=['images', 'ratings'])
+def run(request):
+  """The folder of a finished run, of either kind."""
+  return request.getfixturevalue(request.param)
+
+
+def test_stablehlo_takes_any_batch_size(run, tmp_path):
+  student = td_jax.load(run)
+  export.export(student, 'stablehlo', tmp_path / 'out')
+  data = (tmp_path / 'out/model.stablehlo').read_bytes()
+  program = jax.export.deserialize(bytearray(data))
+  for examples in (_examples(student), _examples(student)[:1]):
+    np.testing.assert_allclose(
+      program.call(student.preprocess.arrays(examples)),
+      student.outputs(student.preprocess(examples)),
+      rtol=1e-5,
+      atol=1e-5,
+    )
+
+
+def test_the_numbers_of_ids_are_written(ratings, tmp_path):
+  student = td_jax.load(ratings)
+  export.export(student, 'stablehlo', tmp_path)
+  numbers = json.loads((tmp_path / 'numbers.json').read_text())
+  arrays = student.preprocess.arrays(_examples(student))
+  for name, i in (('user', 0), ('movie', 1)):
+    expected = [numbers[name].get(pair[i], 0) for pair in _examples(student)]
+    assert arrays[name].tolist() == expected
+    assert any(expected)
+
+
+def test_safetensors_hold_the_network(run, tmp_path):
+  student = td_jax.load(run)
+  export.export(student, 'safetensors', tmp_path)
+  stored = safetensors.load_file(tmp_path / 'model.safetensors')
+  settings = json.loads((tmp_path / 'config.json').read_text())
+  assert settings['class_names'] == list(student.class_names)
+  params = traverse_util.unflatten_dict(stored, sep='.')
+  model = dict(settings['model'])
+  rebuilt = models.NETWORKS[model.pop('name')].module(
+    **{k: tuple(v) if isinstance(v, list) else v for k, v in model.items()},
+    **student.model_args,
+  )
+  x = student.preprocess(_examples(student))
+  *_, output = rebuilt.apply({'params': params}, x, train=False)
+  np.testing.assert_allclose(output, student.outputs(x), rtol=1e-5, atol=1e-5)
+
+
+def test_savedmodel(ratings, tmp_path):
+  tf = pytest.importorskip('tensorflow')
+  student = td_jax.load(ratings)
+  export.export(student, 'savedmodel', tmp_path)
+  serve = tf.saved_model.load(str(tmp_path)).signatures['serving_default']
+  for examples in (_examples(student), _examples(student)[:1]):
+    arrays = student.preprocess.arrays(examples)
+    found = serve(**{name: tf.constant(a) for name, a in arrays.items()})
+    np.testing.assert_allclose(
+      found['output'], student.predict(examples), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_onnx(run, tmp_path):
+  pytest.importorskip('jax2onnx', reason='jax2onnx is not installed')
+  onnxruntime = pytest.importorskip('onnxruntime')
+  student = td_jax.load(run)
+  export.export(student, 'onnx', tmp_path)
+  session = onnxruntime.InferenceSession(tmp_path / 'model.onnx')
+  for examples in (_examples(student), _examples(student)[:1]):
+    arrays = student.preprocess.arrays(examples)
+    (found,) = session.run(None, arrays)
+    np.testing.assert_allclose(
+      found,
+      student.outputs(student.preprocess(examples)),
+      rtol=1e-5,
+      atol=1e-5,
+    )
+
+
+_VIT = {
+  'classes': 3, 'width': 8, 'depth': 2, 'heads': 2, 'mlp_width': 16, 'patch': 4,
+  'class_token': 'before', 'position': 'learned', 'pre_logits_width': 0,
+  'gelu': 'exact', 'eps': 1e-6,
+}  # fmt: skip
+_RUNNING = {
+  'split': (1, 2), 'dropout': 0.0, 'dtype': 'float32', 'remat': False,
+  'scan': False,
+}  # fmt: skip
+
+
+def _stored(folder, **settings):
+  """Writes a random ViT as Hugging Face does; returns (images, its logits)."""
+  settings = {**_VIT, **settings}
+  model = vit.ViT(**settings, **_RUNNING)
+  x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
+  rng = np.random.default_rng(2)
+  variables = jax.tree.map(
+    lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes
+  )
+  config, tensors = published_huggingface.stored(
+    settings,
+    traverse_util.flatten_dict(variables['params'], sep='/'),
+    image_size=8,
+    class_names=('a', 'b', 'c'),
+  )
+  folder.mkdir()
+  (folder / 'config.json').write_text(json.dumps(config))
+  safetensors.save_file(
+    tensors, folder / 'model.safetensors', metadata={'format': 'pt'}
+  )
+  return x, model.apply(variables, x, train=False)[-1]
+
+
+_KINDS = [
+  {'pooling': pooling, 'layer_scale': scale}
+  for pooling in ('token', 'mean', 'token_and_mean')
+  for scale in (0.0, 1.0)
+]
+
+
+@pytest.mark.parametrize('kind', _KINDS, ids=str)
+def test_hf_is_read_back(tmp_path, kind):
+  x, expected = _stored(tmp_path / 'hf', **kind)
+  read = pretrained.load(str(tmp_path / 'hf'), image_size=8)
+  model = vit.ViT(**read.settings, **_RUNNING)
+  *_, found = model.apply(read.variables, x, train=False)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', _KINDS, ids=str)
+def test_hf_is_what_transformers_computes(tmp_path, kind):
+  torch = pytest.importorskip('torch')
+  transformers = pytest.importorskip('transformers')
+  x, expected = _stored(tmp_path / 'hf', **kind)
+  model = transformers.AutoModelForImageClassification.from_pretrained(
+    tmp_path / 'hf'
+  )
+  with torch.no_grad():
+    found = model(
+      torch.tensor(np.asarray(x).transpose(0, 3, 1, 2).copy())
+    ).logits
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+  assert model.config.id2label == {0: 'a', 1: 'b', 2: 'c'}
+
+
+@pytest.mark.parametrize(
+  'setting',
+  [
+    {'class_token': 'after'},
+    {'pooling': 'map'},
+    {'pre_logits_width': 4},
+    {'mlp_width': 12, 'layer_scale': 1.0},
+  ],
+  ids=str,
+)
+def test_hf_refuses_what_it_cannot_compute(tmp_path, setting):
+  with pytest.raises(errors.ConfigError, match='Choose another format'):
+    _stored(
+      tmp_path / 'hf', **{'pooling': 'token', 'layer_scale': 0.0, **setting}
+    )
+
+
+def test_hf_of_a_run(images, tmp_path, capfd):
+  out = tmp_path / 'hf'
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      'sys.argv',
+      [
+        'td_jax',
+        'export',
+        str(images),
+        '--format=hf',
+        f'--out={out}',
+        '--seed=1',
+      ],
+    )
+    main.run()
+  assert capfd.readouterr().err == f'{out} holds the student as hf\n'
+  student = td_jax.load(images, seed=1)
+  read = pretrained.load(str(out), image_size=tiny_vision.SIZE)
+  x = student.preprocess(_examples(student))
+  *_, found = vit.ViT(**read.settings, **_RUNNING).apply(
+    read.variables, x, train=False
+  )
+  np.testing.assert_allclose(found, student.outputs(x), rtol=1e-5, atol=1e-5)
+  processor = json.loads((out / 'preprocessor_config.json').read_text())
+  grey = student.preprocess.arrays(_examples(student))['image']
+  np.testing.assert_allclose(
+    (grey * processor['rescale_factor'] - processor['image_mean'])
+    / processor['image_std'],
+    x,
+    rtol=1e-4,
+    atol=1e-4,
+  )
+
+
+def test_what_cannot_be_exported_leaves_no_folder(ratings, tmp_path):
+  for form, said in (('hf', 'exports ViTs'), ('pt', '--format is')):
+    with pytest.raises(errors.ConfigError, match=said):
+      export.export(td_jax.load(ratings), form, tmp_path / 'out')
+  assert not (tmp_path / 'out').exists()
+
+
+def test_the_card_by_hand(images, vision_teacher, tmp_path):
+  student = td_jax.load(images, seed=0)
+  export.export(student, 'stablehlo', tmp_path)
+  card = (tmp_path / 'README.md').read_text()
+  results = _results(images)
+  scores = [results[split]['per_seed'][0] for split in ('validation', 'test')]
+  assert f'| this student | {scores[0]:.4f} | {scores[1]:.4f} |' in card
+  assert (
+    f'| teacher | {results["teachers"]["teacher"]["validation"]:.4f} |' in card
+  )
+  assert '24 labelled and 0 unlabelled examples of `image_folder`' in card
+  assert str(vision_teacher) in card
+  w, mlp = tiny_vision.W, tiny_vision.MLP
+  tokens = 5  # 2 x 2 patches and the class token.
+  block = 4 * (w * w + w) + 2 * w * mlp + mlp + w + 4 * w
+  embed = 3 * 8 * 8 * w + w + w + tokens * w
+  parameters = embed + 2 * block + 2 * w + 3 * w + 3
+  assert f'| student | {parameters:,} |' in card
+  assert 'float32 [b, 16, 16, 3]' in card
+  assert 'logits [b, 3]' in card
+  assert card.rstrip().endswith('Classes, in the order of the logits: 0, 1, 2.')
+
+
+def test_inspect_by_hand(images, vision_teacher, capsys):
+  """FLOPs of the matrix products: patches, two blocks and the head."""
+  inspect.main([str(images)])
+  title, head, *rows = capsys.readouterr().out.splitlines()
+  assert title == 'image_folder, ld, on cpu'
+  assert head.split()[0] == 'parameters'
+  w, mlp, tokens = tiny_vision.W, tiny_vision.MLP, 5
+  block = tokens * (4 * w * w + 2 * tokens * w + 2 * w * mlp)
+  expected = 2 * (4 * 3 * 8 * 8 * w + 2 * block + 3 * w)
+  costs = inspect.of_run(td_jax.load(images))
+  assert costs['student'].flops == costs['teacher'].flops == expected
+  assert costs['student'].bytes == 4 * costs['student'].parameters
+  assert set(costs['student'].seconds) == {1, 32}
+  assert [row.split()[0] for row in rows] == ['student', 'teacher']
+  inspect.main([str(vision_teacher), f'--size={tiny_vision.SIZE}'])
+  title, _, row = capsys.readouterr().out.splitlines()
+  assert title == f'{vision_teacher}, 16 pixels, on cpu'
+  assert f'{costs["teacher"].parameters:,}' in row

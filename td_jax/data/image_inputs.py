@@ -4,6 +4,7 @@ It prepares an image as an evaluation does: the whole image, or its middle, at t
 size that the network was trained on. Pillow decodes it.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import os
 from typing import Any
@@ -34,17 +35,23 @@ class Encoder:
 
   def __call__(self, images: Sequence[Image]) -> types.PyTree:
     """float32 [n, size, size, 3] of images [n], which may differ in size."""
-    return preprocess.normalize(
-      jnp.asarray([self._resized(pixels(image)) for image in images]),
-      self._scale,
-    )
+    return self.inside(self.arrays(images))
 
-  def _resized(self, image: np.ndarray) -> np.ndarray:
-    """float32 grey levels [size, size, 3]."""
-    resized = preprocess.whole_image(
-      image, size=self._size, smaller_side=self._smaller_side
+  def arrays(self, images: Sequence[Image]) -> dict[str, np.ndarray]:
+    """What the host makes of images: grey levels, `image` [n, size, size, 3]."""
+    resized = np.stack(
+      [
+        preprocess.whole_image(
+          pixels(image), size=self._size, smaller_side=self._smaller_side
+        )
+        for image in images
+      ]
     )
-    return np.floor(resized + 0.5) if self._rounds else resized
+    return {'image': np.floor(resized + 0.5) if self._rounds else resized}
+
+  def inside(self, arrays: Mapping[str, Any]) -> types.PyTree:
+    """What a compiled program makes of them: the input of a network."""
+    return preprocess.normalize(jnp.asarray(arrays['image']), self._scale)
 
 
 def pixels(image: Image) -> np.ndarray:

@@ -93,11 +93,12 @@ def keep(
   return {
     'users': users.astype(str),
     'user_rows': vocabulary.users[users],
-    'movies': np.arange(len(ratings.titles)).astype(str)[1:],
-    'movie_rows': _padded(vocabulary.movies, len(ratings.titles))[1:],
-    'titles': np.asarray(ratings.titles[1:]),
-    'words': facts.words[1:],
-    'genres': facts.genres[1:],
+    # Number 0 is a movie of which nothing is known, as in `Ratings`.
+    'movies': np.asarray(['', *map(str, range(1, len(ratings.titles)))]),
+    'movie_rows': _padded(vocabulary.movies, len(ratings.titles)),
+    'titles': np.asarray(ratings.titles),
+    'words': facts.words,
+    'genres': facts.genres,
   }
 
 
@@ -108,11 +109,16 @@ class Encoder:
 
   def __init__(self, kept: Mapping[str, np.ndarray]):
     """Takes the arrays that `keep` has made."""
-    self._kept = kept
     self._users = dict(
       zip(kept['users'].tolist(), kept['user_rows'].tolist(), strict=True)
     )
     self._movies = {name: i for i, name in enumerate(kept['movies'].tolist())}
+    self._titles = kept['titles']
+    self._tables = {
+      'movie': kept['movie_rows'],
+      'title': kept['words'],
+      'genres': kept['genres'],
+    }
 
   def __call__(self, pairs: Sequence[Any]) -> types.PyTree:
     """Leaves [n, ...] of pairs [n]; ids may be text or numbers.
@@ -120,35 +126,47 @@ class Encoder:
     Raises:
       errors.DataError: An example is no pair.
     """
+    return self.inside(self.arrays(pairs))
+
+  def arrays(self, pairs: Sequence[Any]) -> dict[str, np.ndarray]:
+    """What the host makes of pairs: numbers, `user` and `movie`, int32 [n]."""
     for pair in pairs:
       if isinstance(pair, str) or len(pair) != 2:
         raise errors.DataError(
           f'ratings are predicted for pairs of a user and a movie, such as '
           f"('1', '50'), and not for {pair!r}."
         )
-    users = [str(user) for user, _ in pairs]
-    movies = [str(movie) for _, movie in pairs]
-    index = np.asarray([self._movies.get(movie, -1) for movie in movies])
-    known = (index >= 0).astype(np.int32)
+    users = [self._users.get(str(user), 0) for user, _ in pairs]
+    movies = [self._movies.get(str(movie), 0) for _, movie in pairs]
     return {
-      'user': np.asarray([self._users.get(u, 0) for u in users], np.int32),
-      'movie': self._kept['movie_rows'][index] * known,
-      'title': self._kept['words'][index] * known[:, None],
-      'genres': self._kept['genres'][index] * known[:, None].astype(np.float32),
+      'user': np.asarray(users, np.int32),
+      'movie': np.asarray(movies, np.int32),
     }
+
+  def inside(self, arrays: Mapping[str, Any]) -> types.PyTree:
+    """What a compiled program makes of them: the input of a network."""
+    return {'user': jnp.asarray(arrays['user'])} | {
+      name: jnp.asarray(table)[arrays['movie']]
+      for name, table in self._tables.items()
+    }
+
+  @property
+  def numbers(self) -> dict[str, dict[str, int]]:
+    """{'user': {id: number}, 'movie': {id: number}}; others have number 0."""
+    return {'user': self._users, 'movie': self._movies}
 
   def unknown(self, pair: Pair) -> list[str]:
     """Which ids of a pair no training example had: 'user', 'movie'."""
     user, movie = map(str, pair)
-    index = self._movies.get(movie)
-    return ['user'] * (user not in self._users) + ['movie'] * (
-      index is None or not self._kept['movie_rows'][index]
-    )
+    rows = {
+      'user': self._users.get(user, 0),
+      'movie': self._tables['movie'][self._movies.get(movie, 0)],
+    }
+    return [name for name, row in rows.items() if not row]
 
   def title(self, movie: Any) -> str:
     """The title of a movie; '' if there is no such movie."""
-    index = self._movies.get(str(movie))
-    return '' if index is None else str(self._kept['titles'][index])
+    return str(self._titles[self._movies.get(str(movie), 0)])
 
 
 def _padded(table: np.ndarray, length: int) -> np.ndarray:

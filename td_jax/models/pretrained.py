@@ -29,7 +29,7 @@ from td_jax.models import vit
 
 # The fields of `vit.ViT` that say how to run a network. A checkpoint has none
 # of them, and they do not change its parameters' names and shapes here.
-_RUNNING: dict[str, Any] = {
+RUNNING: dict[str, Any] = {
   'split': (1, 2),
   'dropout': 0.0,
   'dtype': 'float32',
@@ -39,7 +39,7 @@ _RUNNING: dict[str, Any] = {
 
 
 class Teacher(NamedTuple):
-  settings: dict[str, Any]  # All fields of `vit.ViT` except `_RUNNING`.
+  settings: dict[str, Any]  # All fields of `vit.ViT` except `RUNNING`.
   variables: types.PyTree  # float32 NumPy arrays, as with scan=False.
 
 
@@ -136,10 +136,10 @@ def _check(
   settings = layout.settings
   for field in expected:
     errors.choose(
-      'the setting expected of the teacher', field, {**settings, **_RUNNING}
+      'the setting expected of the teacher', field, {**settings, **RUNNING}
     )
   try:
-    vit.check('teacher', vit.ViT(**settings, **_RUNNING), {})
+    vit.check('teacher', vit.ViT(**settings, **RUNNING), {})
   except errors.ConfigError as e:
     # Here the settings come from the file, so it is to blame.
     raise errors.DataError(f'{stored.path}: {e}') from e
@@ -242,7 +242,7 @@ def _parameters(
   settings: Mapping[str, Any], image_size: int
 ) -> dict[str, published.Shape]:
   """{name: shape} of a ViT's parameters, such as 'embed/position'."""
-  model = vit.ViT(**settings, **_RUNNING)
+  model = vit.ViT(**settings, **RUNNING)
   x = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.float32)
   variables = jax.eval_shape(
     lambda key, x: model.init(key, x, train=False), jax.random.key(0), x

@@ -28,7 +28,7 @@ def table(results: Mapping[str, Any]) -> str:
     f'{results["task"]}: {count} {"seeds" if count > 1 else "seed"}, '
     f'{results["steps"]} steps, {results["seconds"]:.0f} s'
   )
-  return '\n'.join([title, *_aligned(rows)])
+  return '\n'.join([title, *aligned(rows)])
 
 
 def _score(score: Mapping[str, Any]) -> str:
@@ -39,7 +39,7 @@ def _score(score: Mapping[str, Any]) -> str:
   return f'{mean} +- {score["standard_error"]:.6f}'
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: list[list[str]]) -> list[str]:
   """Pads columns to equal widths; the first is left-aligned."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return [

@@ -30,7 +30,7 @@ from td_jax.storage import files
 from td_jax.storage import results_log
 from td_jax.study import finished as finished_lib
 from td_jax.study import work as work_lib
-from td_jax.tpu_cost import flops as flops_lib
+from td_jax.use import cost
 
 NAME = 'curves'
 _EVALUATIONS = 8  # Validations in a run, evenly spaced.
@@ -107,8 +107,7 @@ def flops(cfg: types.Config, settings: types.Config) -> int:
   variables = jax.eval_shape(
     lambda: model.init(jax.random.key(0), image, train=False)
   )
-  program = jax.make_jaxpr(lambda v: model.apply(v, image, train=False))
-  return flops_lib.count(program(variables)).model
+  return cost.flops(model, variables, image)
 
 
 def run(

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import jax
+from jax import numpy as jnp
 import numpy as np
 
 from td_jax import data
@@ -28,6 +29,7 @@ class Student:
     seed: The seed of this network.
     model: The Flax module.
     variables: Its variables.
+    model_args: What the data say about the network, such as {'classes': 10}.
     class_names: Of images; () for ratings.
     preprocess: Examples [n] -> the input of `model`, leaves [n, ...]. Images are
       files, PIL images or uint8 arrays [h, w, 3]; ratings are pairs of the ids of
@@ -41,12 +43,12 @@ class Student:
     path = paths.as_path(os.fspath(folder))
     self.config = saved.config_of(path)
     self.results: Mapping[str, Any] = results_lib.read(path)
-    model_args, kept = workdir.inputs(path)
+    self.model_args, kept = workdir.inputs(path)
     self.class_names = tuple(kept.get('class_names', np.empty(0)).tolist())
     domain = data.DOMAINS[self.config.domain]
     self.preprocess = domain.encoder(self.config, kept)
     networks = saved.networks(
-      path, model_args, self.preprocess([self.preprocess.blank])
+      path, self.model_args, self.preprocess([self.preprocess.blank])
     )
     seeds = self.results['seeds']
     self.seed = _best_seed(self.results) if seed is None else seed
@@ -57,7 +59,8 @@ class Student:
       )
     self.model = networks.model
     self.variables = jax.tree.map(
-      lambda leaf: leaf[seeds.index(self.seed)], networks.variables
+      lambda leaf: jnp.asarray(leaf[seeds.index(self.seed)]),
+      networks.variables,
     )
     self._apply = jax.jit(
       lambda variables, x: layers.apply(self.model, variables, x)[-1]
