@@ -303,20 +303,11 @@ def _command(args: argparse.Namespace, log: types.Log) -> None:
 
 def main() -> None:
   """Executes the missing runs, then renders the page and its figures."""
-  parser = command_line.Parser(
-    description='Measure why TD gains what it gains.'
-  )
-  parser.add_argument(
-    '--workdir',
-    default='runs/tables',
-    type=pathlib.Path,
-    help='folder of the tables; its teacher is used',
-  )
-  parser.add_argument(
-    '--results',
-    default='results',
-    type=pathlib.Path,
-    help='folder of the rows, the page and the figures',
+  parser = command_line.parser(
+    'Measure why TD gains what it gains.',
+    workdir='runs/tables',
+    results='the rows, the page and the figures',
+    teacher=False,
   )
   # Not a set, whose order would differ from call to call.
   parts = dict.fromkeys(run.part for run in diagnosis.runs())

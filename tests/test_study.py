@@ -185,6 +185,34 @@ def test_the_page_of_images_by_hand(tmp_path):
   assert (tmp_path / 'few_images.png').read_bytes()[1:4] == b'PNG'
 
 
+def test_all_labels_come_from_the_tables(tmp_path, monkeypatch):
+  """A line of the figure ends with the cell of results/images.jsonl."""
+  few = images.Regime(50, 'none')
+  cell = {
+    'row': images.SCRATCH,
+    'column': 'cifar10',
+    'method': 'scratch',
+    'k': 1,
+    **{s: {'per_seed': [0.55, 0.57]} for s in ('validation', 'test')},
+    'teachers': {'teacher': {'validation': 0.7, 'test': 0.6}},
+    'train_examples': 20_000,
+  }
+  (tmp_path / 'images.jsonl').write_text(json.dumps(cell) + '\n')
+  drawn = []
+  monkeypatch.setattr(
+    images_page.finished_lib, 'plot', lambda axes, lines: drawn.extend(lines)
+  )
+  monkeypatch.setattr(images_page.figures, 'save', lambda *args: None)
+  images_page.render(
+    _image_cells(few, images.SCRATCH, [0.4, 0.42, 0.41]), tmp_path
+  )
+  lines = {line.label: line.points for line in drawn}
+  first, last = lines["Task only, from the teacher's blocks"]
+  assert (first[0], last[0]) == (50, 2000)  # Labels in each class.
+  assert last[1] == (pytest.approx(0.56), pytest.approx(0.01))
+  assert 'All labels' not in (tmp_path / 'few_images.md').read_text()
+
+
 def test_rendering_writes_page_and_figure(tmp_path):
   ratings_page.render(_rows(), tmp_path)
   assert (tmp_path / 'few_labels.md').read_text().startswith('# Few labels')

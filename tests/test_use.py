@@ -217,6 +217,8 @@ def test_predict_to_csv(images, ratings, vision_data, tmp_path, capfd):
     ('ratings', ['nowhere.csv'], (65, 'neither a file nor USER,MOVIE')),
     ('images', [], (2, 'required: input')),
     ('images', ['x', '--seed=a'], (2, 'invalid int value')),
+    ('images', ['x', '--top=0'], (2, '0 is not at least 1')),
+    ('ratings', ['1,2', '--batch=-1'], (2, '-1 is not at least 1')),
   ],
 )
 def test_predict_refuses(request, capfd, which, words, said):
@@ -231,6 +233,28 @@ def test_a_csv_without_the_columns(ratings, tmp_path, capfd):
   code, _, err = _command(capfd, ratings, file)
   assert code == 65
   assert 'has the columns who, what; it needs `user` and `movie`' in err
+
+
+def test_a_row_without_a_movie(ratings, tmp_path, capfd):
+  file = tmp_path / 'pairs.csv'
+  file.write_text('user,movie\n1,2\n3\n')
+  code, out, err = _command(capfd, ratings, file)
+  assert (code, out) == (65, '')
+  assert f'{file}, line 3 has too few columns' in err
+
+
+def test_a_wrong_input_leaves_old_predictions(images, tmp_path, capfd):
+  out = tmp_path / 'out.csv'
+  out.write_text('old')
+  (tmp_path / 'broken.png').symlink_to('gone')
+  for word, said in (
+    ('nowhere', 'does not exist'),
+    (tmp_path, 'cannot be read'),
+  ):
+    code, _, err = _command(capfd, images, word, f'--out={out}')
+    assert code == 65
+    assert said in err
+  assert out.read_text() == 'old'
 
 
 def test_the_command_is_found(monkeypatch, capsys):
@@ -355,16 +379,12 @@ _VIT = {
   'class_token': 'before', 'position': 'learned', 'pre_logits_width': 0,
   'gelu': 'exact', 'eps': 1e-6,
 }  # fmt: skip
-_RUNNING = {
-  'split': (1, 2), 'dropout': 0.0, 'dtype': 'float32', 'remat': False,
-  'scan': False,
-}  # fmt: skip
 
 
 def _stored(folder, **settings):
   """Writes a random ViT as Hugging Face does; returns (images, its logits)."""
   settings = {**_VIT, **settings}
-  model = vit.ViT(**settings, **_RUNNING)
+  model = vit.ViT(**settings, **pretrained.RUNNING)
   x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
   rng = np.random.default_rng(2)
@@ -396,7 +416,7 @@ _KINDS = [
 def test_hf_is_read_back(tmp_path, kind):
   x, expected = _stored(tmp_path / 'hf', **kind)
   read = pretrained.load(str(tmp_path / 'hf'), image_size=8)
-  model = vit.ViT(**read.settings, **_RUNNING)
+  model = vit.ViT(**read.settings, **pretrained.RUNNING)
   *_, found = model.apply(read.variables, x, train=False)
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -453,7 +473,7 @@ def test_hf_of_a_run(images, tmp_path, capfd):
   student = td_jax.load(images, seed=1)
   read = pretrained.load(str(out), image_size=tiny_vision.SIZE)
   x = student.preprocess(_examples(student))
-  *_, found = vit.ViT(**read.settings, **_RUNNING).apply(
+  *_, found = vit.ViT(**read.settings, **pretrained.RUNNING).apply(
     read.variables, x, train=False
   )
   np.testing.assert_allclose(found, student.outputs(x), rtol=1e-5, atol=1e-5)

@@ -73,10 +73,7 @@ def load_unlabelled(data_dir: str) -> dataset.Dataset:
     errors.DataError: It holds no images, or cannot be read.
   """
   root = _root(data_dir, 'images at any depth')
-  with _readable():
-    found = sorted(walk(root))
-  if not found:
-    raise errors.DataError(f'{root} holds no images ({", ".join(_SUFFIXES)}).')
+  found = below(root)
   images = {_ALL: found}
   for name, size in found:
     folder, slash, _ = name.partition('/')
@@ -130,6 +127,19 @@ def _root(data_dir: str, layout: str) -> str:
   return os.path.abspath(os.path.expanduser(data_dir))
 
 
+def below(root: str) -> list[tuple[str, int]]:
+  """(path below `root`, size in bytes) of all images at any depth, sorted.
+
+  Raises:
+    errors.DataError: There are none, or one cannot be read.
+  """
+  with _readable():
+    found = sorted(_walk(root))
+  if not found:
+    raise errors.DataError(f'{root} holds no images ({", ".join(_SUFFIXES)}).')
+  return found
+
+
 @contextlib.contextmanager
 def _readable() -> Iterator[None]:
   """Turns an OSError into one that names the mend."""
@@ -141,7 +151,7 @@ def _readable() -> Iterator[None]:
     ) from error
 
 
-def walk(root: str) -> Iterator[tuple[str, int]]:
+def _walk(root: str) -> Iterator[tuple[str, int]]:
   """(path below `root`, size in bytes) of all images, hidden ones left out."""
   for folder, folders, names in os.walk(root):
     folders[:] = [

@@ -192,9 +192,7 @@ def _match_leaves(
   size = layout.grid * settings['patch'] if layout.grid else image_size
   leaves, expected = {}, {}
   for leaf, shape in _parameters(settings, size).items():
-    name = leaf
-    for pattern, replacement in layout.names:
-      name = re.sub(pattern, replacement, name)
+    name = published.stored_name(leaf, layout.names)
     leaves[leaf] = name, shape
     expected[name] = layout.stored_shape(leaf, shape, settings)
   # Expected leaves come first, in the network's order, so that the error is

@@ -4,8 +4,7 @@ Label distillation needs a teacher with a head for the task. If the published
 teacher has none, config.teacher.head='probe' fits one. The loss is the mean
 cross-entropy on standardised features plus ridge / 2 |kernel|^2. It is convex,
 so L-BFGS finds the same minimum from any start. The ridge is chosen by the
-accuracy on validation. The strongest is tried first, and the search ends after two
-in a row that do not improve it, because the weakest take by far the longest.
+accuracy on validation.
 """
 
 from collections.abc import Sequence
@@ -23,7 +22,6 @@ from td_jax import errors
 from td_jax import types
 
 RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-_PATIENCE = 2
 _MAX_STEPS = 500  # Steps of L-BFGS for each ridge.
 _TOLERANCE = 1e-5  # L-BFGS stops at a gradient of this norm.
 
@@ -44,7 +42,7 @@ class Probe(NamedTuple):
   kernel: np.ndarray  # float32 [d, classes]
   bias: np.ndarray  # float32 [classes]
   # `ridge`, `accuracy`, `validation_accuracy`, `steps` and `gradient_norm` of
-  # this head, and under `tried` the same for every ridge that was tried.
+  # this head, and under `tried` the same for every ridge.
   report: dict[str, Any]
 
 
@@ -93,7 +91,7 @@ def fit(
   x = jnp.asarray((features - mean) / deviation, jnp.float32)
   y = jnp.asarray(labels)
   head = Head(jnp.zeros((x.shape[1], classes)), jnp.zeros(classes))
-  heads, tried, best = [], [], 0
+  heads, tried = [], []
   for ridge in ridges:
     # The previous ridge's minimum is near, so starting there saves steps.
     head, steps, norm = _minimise(head, x, y, ridge)
@@ -115,10 +113,8 @@ def fit(
       f'ridge {ridge:g}: accuracy {tried[-1]["validation_accuracy"]:.4f} on '
       'validation'
     )
-    # argmax returns the first maximum, which has the strongest ridge.
-    best = int(np.argmax([each['validation_accuracy'] for each in tried]))
-    if len(tried) - 1 - best == _PATIENCE:
-      break
+  # argmax returns the first maximum, which has the strongest ridge.
+  best = int(np.argmax([each['validation_accuracy'] for each in tried]))
   kernel, bias = heads[best]
   return Probe(kernel, bias, {**tried[best], 'tried': tried})
 

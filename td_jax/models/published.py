@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import re
 from typing import Any
 from typing import NamedTuple
 
@@ -27,6 +28,13 @@ class StoredLayout(NamedTuple):
   stored_shape: Callable[[str, Shape, Mapping[str, Any]], Shape]
   convert: Callable[[np.ndarray], np.ndarray]  # Moves axes before a reshape.
   resize: Callable[[int, int], np.ndarray]  # A rule of `posemb`.
+
+
+def stored_name(leaf: str, names: Sequence[tuple[str, str]]) -> str:
+  """The stored name of a parameter, by `StoredLayout.names`."""
+  for pattern, replacement in names:
+    leaf = re.sub(pattern, replacement, leaf)
+  return leaf
 
 
 def with_batch_axis(name: str, shape: Shape) -> Shape:

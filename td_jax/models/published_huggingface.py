@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import json
 import math
 import pathlib
-import re
 from typing import Any
 from typing import NamedTuple
 
@@ -165,12 +164,13 @@ def stored(
   values = dict(params)
   if not plain:
     values |= _completed(settings, values)
-  tensors = {}
-  for leaf, value in values.items():
-    name = leaf
-    for pattern, replacement in _names(kind, f'{kind}.'):
-      name = re.sub(pattern, replacement, name)
-    tensors[name] = np.ascontiguousarray(_transposed(leaf, value, settings))
+  names = _names(kind, f'{kind}.')
+  tensors = {
+    published.stored_name(leaf, names): np.ascontiguousarray(
+      _transposed(leaf, value, settings)
+    )
+    for leaf, value in values.items()
+  }
   shared = {
     'architectures': [_CLASSES[kind]],
     'model_type': kind,

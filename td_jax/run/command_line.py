@@ -14,7 +14,7 @@ from td_jax.run import command
 
 
 def parser(
-  description: str, *, workdir: str, results: str
+  description: str, *, workdir: str, results: str, teacher: bool = True
 ) -> argparse.ArgumentParser:
   """The options of a command that runs what a folder of results lacks.
 
@@ -22,6 +22,7 @@ def parser(
     description: What the command does.
     workdir: The default folder of its runs.
     results: What the folder of results holds, for --help.
+    teacher: Whether it takes a published teacher, for images.
   """
   options = Parser(description=description)
   options.add_argument(
@@ -36,12 +37,21 @@ def parser(
     type=pathlib.Path,
     help=f'folder of {results}',
   )
-  options.add_argument(
-    '--teacher',
-    default='',
-    help='for images: folder of the published weights',
-  )
+  if teacher:
+    options.add_argument(
+      '--teacher',
+      default='',
+      help='for images: folder of the published weights',
+    )
   return options
+
+
+def positive(text: str) -> int:
+  """A `type` of options: a whole number of at least 1."""
+  value = int(text)
+  if value < 1:
+    raise argparse.ArgumentTypeError(f'{value} is not at least 1')
+  return value
 
 
 class Parser(argparse.ArgumentParser):

@@ -69,6 +69,9 @@ def main(argv: Sequence[str]) -> None:
     help='a finished run, or published weights: a folder or a .npz file',
   )
   parser.add_argument(
-    '--size', default=224, type=int, help='pixels, for published weights'
+    '--size',
+    default=224,
+    type=command_line.positive,
+    help='pixels, for published weights',
   )
   command_line.run(parser, _command, argv)

@@ -52,6 +52,8 @@ def rows(
 ) -> Iterator[Row]:
   """A row of predictions for each example of `inputs`, which are as above.
 
+  Inputs are looked up at once, and predicted as rows are taken.
+
   Args:
     student: Predicts.
     inputs: What to predict for.
@@ -65,6 +67,17 @@ def rows(
   """
   kind = _KINDS[student.config.domain]
   examples = [example for each in inputs for example in kind.read(each)]
+  return _predicted(student, examples, top, batch, log)
+
+
+def _predicted(
+  student: student_lib.Student,
+  examples: Sequence[Any],
+  top: int,
+  batch: int,
+  log: types.Log,
+) -> Iterator[Row]:
+  row = _KINDS[student.config.domain].row
   bad = 0
   for start in range(0, len(examples), batch):
     part = examples[start : start + batch]
@@ -73,7 +86,7 @@ def rows(
     if readable:
       scores = student.scores(x)
       for example, each in zip(readable, scores, strict=True):
-        yield kind.row(student, example, each, top)
+        yield row(student, example, each, top)
   if bad:
     raise errors.DataError(
       f'{bad} of {len(examples)} examples could not be read; the others are '
@@ -108,10 +121,7 @@ def _images(name: str) -> list[str]:
         f'{name} does not exist; name an image, or a folder of images.'
       )
     return [name]
-  found = [os.path.join(name, path) for path, _ in image_folder.walk(name)]
-  if not found:
-    raise errors.DataError(f'{name} holds no images.')
-  return sorted(found)
+  return [os.path.join(name, path) for path, _ in image_folder.below(name)]
 
 
 def _image_row(
@@ -152,8 +162,15 @@ def _pairs_of_file(name: str) -> list[tuple[str, str]]:
           f'{name} has the columns {", ".join(names) or "(none)"}; it needs '
           '`user` and `movie` in its first line.'
         )
-      user, movie = columns
-      return [(str(r[user]).strip(), str(r[movie]).strip()) for r in reader]
+      pairs = []
+      for row in reader:
+        user, movie = (row[column] for column in columns)
+        if user is None or movie is None:
+          raise errors.DataError(
+            f'{name}, line {reader.line_num} has too few columns.'
+          )
+        pairs.append((user.strip(), movie.strip()))
+      return pairs
   except (OSError, UnicodeDecodeError, csv.Error) as e:
     raise errors.DataError(
       f'{name} cannot be read as a CSV file: {errors.one_line(e)}.'
@@ -244,12 +261,18 @@ def main(argv: Sequence[str]) -> None:
     help='file to write, .csv for CSV; by default JSON lines go to the terminal',
   )
   parser.add_argument(
-    '--top', default=5, type=int, help='classes to show for each image'
+    '--top',
+    default=5,
+    type=command_line.positive,
+    help='classes to show for each image',
   )
   parser.add_argument(
     '--seed', type=int, help='which student; by default the best by validation'
   )
   parser.add_argument(
-    '--batch', default=64, type=int, help='examples computed at a time'
+    '--batch',
+    default=64,
+    type=command_line.positive,
+    help='examples computed at a time',
   )
   command_line.run(parser, _command, argv)
