@@ -25,6 +25,7 @@ from td_jax.models import pretrained
 from td_jax.models import published_huggingface
 from td_jax.models import vit
 from td_jax.run import pipeline
+from td_jax.use import cost
 from td_jax.use import export
 from td_jax.use import inspect
 from td_jax.use import predict
@@ -82,6 +83,15 @@ def test_images_score_what_the_run_has_scored(images, vision_data, seed):
   assert student.class_names == ('0', '1', '2')
   pictures, labels = zip(
     *(tiny_vision.picture(TEST + i) for i in range(60)), strict=True
+  )
+  # Accuracy alone would hardly notice grey levels that are not normalised.
+  resized = preprocess.resize(jnp.asarray(np.stack(pictures)), tiny_vision.SIZE)
+  mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+  np.testing.assert_allclose(
+    student.preprocess(pictures),
+    (np.asarray(resized) - mean) / std,
+    rtol=1e-4,
+    atol=1e-4,
   )
   found = student.predict(pictures, batch=7)
   assert found.shape == (60, 3)
@@ -496,12 +506,15 @@ def test_what_cannot_be_exported_leaves_no_folder(ratings, tmp_path):
 
 
 def test_the_card_by_hand(images, vision_teacher, tmp_path):
-  student = td_jax.load(images, seed=0)
+  student = td_jax.load(images, seed=1)
+  results = dict(student.results)
+  scores = {'per_seed': [0.25, 0.5], 'mean': 0.375, 'standard_error': 0.125}
+  results |= {'validation': scores, 'test': scores}
+  student.results = results
   export.export(student, 'stablehlo', tmp_path)
   card = (tmp_path / 'README.md').read_text()
-  results = _results(images)
-  scores = [results[split]['per_seed'][0] for split in ('validation', 'test')]
-  assert f'| this student | {scores[0]:.4f} | {scores[1]:.4f} |' in card
+  assert '| this student | 0.5000 | 0.5000 |' in card
+  assert '| all students | 0.3750 ± 0.1250 | 0.3750 ± 0.1250 |' in card
   assert (
     f'| teacher | {results["teachers"]["teacher"]["validation"]:.4f} |' in card
   )
@@ -516,6 +529,20 @@ def test_the_card_by_hand(images, vision_teacher, tmp_path):
   assert 'float32 [b, 16, 16, 3]' in card
   assert 'logits [b, 3]' in card
   assert card.rstrip().endswith('Classes, in the order of the logits: 0, 1, 2.')
+
+
+def test_latency_is_that_of_whole_batches(images, monkeypatch):
+  student = td_jax.load(images)
+  x = student.preprocess([student.preprocess.blank])
+  apply, seen = cost.layers.apply, []
+
+  def recorded(model, variables, x):
+    seen.append(len(x))
+    return apply(model, variables, x)
+
+  monkeypatch.setattr(cost.layers, 'apply', recorded)
+  cost.measure(student.model, student.variables, x)
+  assert seen == [1, 32, 1]  # A program for each batch; then its FLOPs.
 
 
 def test_inspect_by_hand(images, vision_teacher, capsys):
