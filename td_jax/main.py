@@ -12,11 +12,12 @@ from td_jax.devices import distributed
 from td_jax.run import command
 from td_jax.run import preemption
 
-# {name of a command: its module}, for what is done with a finished run.
+# {name of a command: its module}, for what is done before and after a run.
 _COMMANDS = {
   'predict': 'td_jax.use.predict',
   'export': 'td_jax.use.export',
   'inspect': 'td_jax.use.inspect',
+  'teacher': 'td_jax.use.teacher',
 }
 _MODES = ('train', 'eval', 'compile', 'cka')
 _CONFIG = config_flags.DEFINE_config_file(

@@ -13,6 +13,7 @@ from td_jax import errors
 from td_jax import methods
 from td_jax.configs import common
 from td_jax.data import movielens
+from td_jax.run import completion
 from td_jax.run import config as config_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -44,9 +45,22 @@ def test_there_are_configs():
   assert 'movielens' in NAMES
 
 
+@pytest.fixture
+def completed(vision_data, vision_teacher):
+  """A config that leaves its data or networks open -> one that does not."""
+
+  def complete(config):
+    if config.name == 'image_folder':
+      config.data.dir = str(vision_data)
+      config.teacher.checkpoint = str(vision_teacher)
+    return completion.complete(config, log=lambda line: None)
+
+  return complete
+
+
 @pytest.mark.parametrize('name', NAMES)
-def test_every_config_is_valid(name):
-  config = _get(name)
+def test_every_config_is_valid(name, completed):
+  config = completed(_get(name))
   config_lib.validate(config)
   assert config.name == name
   if 'steps' in config.teacher:  # Else it is published.
@@ -114,8 +128,8 @@ def test_every_key_survives_json(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_runlocal_is_short(name):
-  config, whole = _get(name, 'runlocal'), _get(name)
+def test_runlocal_is_short(name, completed):
+  config, whole = completed(_get(name, 'runlocal')), _get(name)
   if 'steps' not in config.teacher:
     config.teacher.checkpoint = 'published'  # The user names one.
   config_lib.validate(config)

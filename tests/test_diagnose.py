@@ -19,6 +19,8 @@ from td_jax.run import pipeline
 from td_jax.run import teachers
 from td_jax.storage import results_log
 
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 

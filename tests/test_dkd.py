@@ -15,6 +15,8 @@ import pytest
 
 from td_jax.methods import dkd
 
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
+
 SHARED = pathlib.Path(
   os.environ.get('TD_JAX_SHARED', pathlib.Path(__file__).parents[2] / 'shared')
 )

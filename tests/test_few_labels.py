@@ -20,6 +20,8 @@ from td_jax.run import pipeline
 from td_jax.run import plan
 from td_jax.run import teachers
 
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
+
 GENRE = 'Drama'
 
 
@@ -268,17 +270,17 @@ def test_a_run_resumes_with_the_same_batches(made):
   root, run = made
   named = {'teacher.checkpoint': str(root / 'teacher')}
   run('teacher', 'method=teacher')
-  whole, _ = run('whole', 'method=td_ld', **FEW, **named)
+  whole, _ = run('whole', 'method=ld', **FEW, **named)
   calls = iter([False, False, True])
   with pytest.raises(errors.PreemptedError):
     run(
       'cut',
-      'method=td_ld',
+      'method=ld',
       watch=conftest.Watch(lambda: next(calls, True)),
       **FEW,
       **named,
     )
-  resumed, lines = run('cut', 'method=td_ld', **FEW, **named)
+  resumed, lines = run('cut', 'method=ld', **FEW, **named)
   assert any('resumed' in line for line in lines)
   assert resumed['test'] == whole['test']
   read = [
@@ -288,7 +290,7 @@ def test_a_run_resumes_with_the_same_batches(made):
   assert whole['unlabelled'] > 0
   without, _ = run(
     'without',
-    'method=td_ld',
+    'method=ld',
     **FEW | {'data.unlabelled.source': 'none'},
     **named,
   )

@@ -16,6 +16,8 @@ from td_jax.data import host_pipeline
 from td_jax.data import preprocess
 from td_jax.data import records
 
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
+
 tf = pytest.importorskip('tensorflow')
 
 REPOSITORY = pathlib.Path(__file__).parents[1]

@@ -119,8 +119,9 @@ def test_fingerprints_are_those_of_old_runs(tmp_path, monkeypatch):
   columns = images._columns(
     pixels, np.array([0, 1, 2, 0, 1, 2], np.int32), tiny_images.NAMES
   )
-  monkeypatch.setattr(images, '_decode', lambda *_: columns)
-  (tmp_path / 'train' / 'cat').mkdir(parents=True)
+  monkeypatch.setattr(images, '_decode', lambda *_, **__: columns)
+  for label in ('cat', 'dog'):
+    (tmp_path / 'train' / label).mkdir(parents=True)
   (tmp_path / 'train' / 'cat' / 'a.jpg').write_bytes(b'x')
   where = 'image_folder', str(tmp_path)
   whole, _ = _load(where)

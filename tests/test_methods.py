@@ -166,6 +166,8 @@ EVERY = pytest.mark.parametrize('case', CASES)
 class _Program(NamedTuple):
   method: Any
   parts: dict[str, Any]
+  run: Any  # The program: (state, fixed, rows) -> (state, metrics).
+  parallel: Any
   step: Any  # (state, examples, ids [seeds, b]) -> (state, metrics [seeds])
   task: str
 
@@ -289,7 +291,7 @@ def _make(name, task='ratings', **changes):
     metrics = {name: value[0] for name, value in metrics.items()}
     return jax.device_get((state, metrics))
 
-  return _Program(parts['method'], parts, step, task)
+  return _Program(parts['method'], parts, run, parallel, step, task)
 
 
 @functools.cache
@@ -466,13 +468,15 @@ def test_learns_with_one_compilation_and_a_fixed_teacher(case):
   _first(case)  # Compiles the program, unless another test has.
   compiled = len(_compilations)
   rows = []
+  state, fixed = made.parallel.replicate((state, (frozen, examples)))
   # Long enough for classes: at first the terms of a method, which are larger,
   # outweigh cross-entropy.
   for ids in _ids(0, LEARN_STEPS):
-    state, metrics = made.step(state, examples, ids)
-    rows.append(metrics)
+    state, metrics = made.run(state, fixed, np.asarray(ids)[None])
+    rows.append({name: value[0] for name, value in metrics.items()})
+  rows = jax.device_get(rows)
   assert len(_compilations) == compiled
-  jax.tree.map(np.testing.assert_array_equal, _teacher(made.task), frozen)
+  jax.tree.map(np.testing.assert_array_equal, fixed[0], frozen)
   assert np.all(state.step == LEARN_STEPS)
   names = ['loss', 'task', *methods.METHODS[CASES[case].method]]
   for name in names:

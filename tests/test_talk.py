@@ -24,6 +24,8 @@ from td_jax.methods import talk
 from td_jax.methods import talking
 from td_jax.models import split
 
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
+
 B, T = 3, 2
 G_LOW, G_HIGH, H_LOW, H_HIGH = 4, 3, 6, 5  # Widths of student and teacher.
 HIDDEN, MESSAGE = 8, 7

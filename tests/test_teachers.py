@@ -15,6 +15,8 @@ from td_jax.run import pipeline
 from td_jax.run import saved
 from td_jax.run import teachers
 
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
+
 GREY = (127.5, 127.5, 127.5)
 
 

@@ -23,6 +23,8 @@ from td_jax.models import posemb
 from td_jax.models import split
 from td_jax.models import vit
 
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
+
 B, SIZE, PATCH, WIDTH, DEPTH, CLASSES = 2, 12, 4, 8, 3, 5
 TOKENS = (SIZE // PATCH) ** 2 + 1
 SPLITS = [(1, 2), (1, 3), (2, 3)]  # All valid splits of 3 blocks.

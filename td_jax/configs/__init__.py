@@ -1,3 +1,9 @@
 """Packaged experiments: `td_jax --config=NAME`, one file for each."""
 
-NAMES = ('movielens', 'vit_cifar10', 'vit_cifar100', 'vit_imagenet')
+NAMES = (
+  'image_folder',
+  'movielens',
+  'vit_cifar10',
+  'vit_cifar100',
+  'vit_imagenet',
+)

@@ -96,6 +96,9 @@ def published(checkpoint: str, model: types.Config) -> types.Config:
   cfg: Any = ml_collections.ConfigDict()
   cfg.checkpoint = checkpoint  # A .npz file, or a folder from Hugging Face.
   cfg.model = model  # The architecture of the weights, and its split.
+  # Take the architecture of teacher and student, except for their splits and the
+  # student's depth and pooling, and the mean and std of images from the weights.
+  cfg.as_stored = False
   # probe: a linear head, fitted to the frozen teacher's features; stored: the
   # head of the checkpoint; none: zeros, for methods that ignore its outputs.
   cfg.head = 'probe'
@@ -121,16 +124,18 @@ def images(
   # the folder of the images.
   cfg.dir = ''
   cfg.train, cfg.validation, cfg.test = splits  # In the notation of TFDS.
-  cfg.classes = classes  # Number of classes of the dataset.
+  # Number of classes of the dataset. image_folder finds it by itself if it is 0,
+  # as it does with splits that are ''.
+  cfg.classes = classes
   cfg.limit = 0  # Number of training images, classes balanced; 0: all.
   # device: all images stay in the device's memory; stream: the host reads them
   # while the devices train.
   cfg.memory = memory
-  cfg.size = size  # Side in pixels, after crop and resize.
+  cfg.size = size  # Side in pixels, after crop and resize; 0: 8 patches.
   cfg.augment = 'inception'  # inception (random crop and flip) or none.
   cfg.area = (0.05, 1.0)  # Smallest and largest share of an image in a crop.
-  # stream only: before the central crop of an evaluation, resize the smaller
-  # side to this many pixels; 0: stretch the whole image.
+  # stream, or images of several sizes: before the central crop of an evaluation,
+  # resize the smaller side to this many pixels; 0: stretch the whole image.
   cfg.smaller_side = 0
   cfg.skip_corrupt = False  # stream only: skip and count damaged images.
   cfg.fixed_crops = 0  # Fixed random crops per image; 0: a new one each time.

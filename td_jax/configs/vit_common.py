@@ -60,76 +60,114 @@ def config(
     laptop=False,
     runlocal=False,
   )
-  small = args.laptop or args.runlocal
-  cfg: Any = common.run()
+  if args.laptop or args.runlocal:
+    cfg = small(args.method, teacher=args.teacher)
+  else:
+    cfg = _paper(args.method, args.teacher, learning_rate)
   cfg.name = name
-  cfg.domain = 'images'
-  cfg.method = args.method
-  cfg.k = 2
-  cfg.student_init = 'first_n'  # The teacher's first blocks (section 6.2).
-  cfg.distill.hidden = cfg.distill.message = 512
-  cfg.distill.logit_distance = 'kl'
-  cfg.update(
-    common.learner(
-      _student(small),
-      steps=20_000,
-      batch_size=512,
-      optimizer_name='sgd',
-      learning_rate=learning_rate,
-      weight_decay=0.0,
-      clip=1.0,
-    )
-  )
-  cfg.optim.warmup = 500
-  cfg.steps_per_dispatch, cfg.log_every, cfg.eval_every = 1, 100, 1000
-  cfg.eval_batch = 128
-
-  cfg.teacher = common.published(
-    args.teacher,
-    common.vit(depth=12, split=(6, 12), **(_LAPTOP if small else {})),
-  )
   cfg.data = common.images(
     dataset, splits, classes=classes, size=args.size, memory=memory
   )
-
-  if small:
-    # AdamW moves every weight of the copied blocks alike, so that its rate must be
-    # far below that of a random start. `python -m td_jax.study.curves` compares.
-    cfg.k = 1
-    cfg.student_head = 'probe'
-    cfg.optim.name, cfg.optim.learning_rate = 'adamw', 3e-5
-    cfg.batch_size, cfg.optim.warmup = 64, 50
-    cfg.steps, cfg.steps_per_dispatch = 320, 20
-    cfg.log_every, cfg.eval_every = 20, 40
-    cfg.distill.hidden = cfg.distill.message = 256
-    cfg.distill.weights.update(_LAPTOP_WEIGHTS.get(args.method, {}))
+  if args.laptop or args.runlocal:
     cfg.data.size = 56
-    _shorten(cfg.data, 20_000)
+    _limit(cfg.data, 20_000)
     if memory == 'device':
       # Without crops the teacher's states can be cached. Crops of down to 5% of
       # an image suit runs that are a hundred times longer.
       cfg.data.augment, cfg.teacher.cache = 'none', True
     cfg.data.mean, cfg.data.std = _IMAGENET_MEAN, _IMAGENET_STD
   if args.runlocal:
-    cfg.batch_size, cfg.steps, cfg.optim.warmup = 16, 6, 2
-    cfg.steps_per_dispatch, cfg.log_every, cfg.eval_every = 2, 2, 6
-    _shorten(cfg.data, 200)
+    shorten(cfg)
+    _limit(cfg.data, 200)
     for part in ('validation', 'test'):
       cfg.data[part] = f'{str(cfg.data[part]).split("[")[0]}[:100]'
   return cfg
 
 
-def _student(small: bool) -> types.Config:
-  """A third of the teacher's blocks, or a sixth."""
-  if not small:
-    return common.vit(depth=4, split=(2, 4))
-  # After so few blocks the class token knows less than the mean of the patches.
-  return common.vit(
-    depth=2, split=(1, 2), **_LAPTOP | {'pooling': 'token_and_mean'}
+def _paper(method: str, teacher: str, learning_rate: float) -> Any:
+  """The paper's networks and recipe, without data."""
+  cfg: Any = _run(
+    method,
+    teacher,
+    student=common.vit(depth=4, split=(2, 4)),
+    teacher_model=common.vit(depth=12, split=(6, 12)),
+    steps=20_000,
+    batch_size=512,
+    optimizer='sgd',
+    learning_rate=learning_rate,
   )
+  cfg.k = 2
+  cfg.distill.hidden = cfg.distill.message = 512
+  cfg.optim.warmup = 500
+  cfg.steps_per_dispatch, cfg.log_every, cfg.eval_every = 1, 100, 1000
+  return cfg
 
 
-def _shorten(data: types.Config, examples: int) -> None:
+def small(method: str, *, teacher: str) -> Any:
+  """A ViT-S/14, its first 4 blocks and a recipe for a CPU, without data."""
+  cfg: Any = _run(
+    method,
+    teacher,
+    # After so few blocks the class token knows less than the mean of the patches.
+    student=common.vit(
+      depth=4, split=(2, 4), **_LAPTOP | {'pooling': 'token_and_mean'}
+    ),
+    teacher_model=common.vit(depth=12, split=(6, 12), **_LAPTOP),
+    steps=320,
+    batch_size=64,
+    # AdamW moves every weight of the copied blocks alike, so that its rate must be
+    # far below that of a random start. `python -m td_jax.study.curves` compares.
+    optimizer='adamw',
+    learning_rate=3e-5,
+  )
+  cfg.student_head = 'probe'
+  cfg.distill.hidden = cfg.distill.message = 256
+  cfg.distill.weights.update(_LAPTOP_WEIGHTS.get(method, {}))
+  cfg.optim.warmup = 50
+  cfg.steps_per_dispatch, cfg.log_every, cfg.eval_every = 20, 20, 40
+  return cfg
+
+
+def _run(
+  method: str,
+  teacher: str,
+  *,
+  student: types.Config,
+  teacher_model: types.Config,
+  steps: int,
+  batch_size: int,
+  optimizer: str,
+  learning_rate: float,
+) -> Any:
+  """What all configs of images share."""
+  cfg: Any = common.run()
+  cfg.domain = 'images'
+  cfg.method = method
+  cfg.student_init = 'first_n'  # The teacher's first blocks (section 6.2).
+  cfg.distill.logit_distance = 'kl'
+  cfg.eval_batch = 128
+  cfg.update(
+    common.learner(
+      student,
+      steps=steps,
+      batch_size=batch_size,
+      optimizer_name=optimizer,
+      learning_rate=learning_rate,
+      weight_decay=0.0,
+      clip=1.0,
+    )
+  )
+  cfg.teacher = common.published(teacher, teacher_model)
+  return cfg
+
+
+def shorten(cfg: types.Config) -> None:
+  """Leaves a few steps of a run, in place."""
+  cfg.batch_size, cfg.steps, cfg.optim.warmup = 16, 6, 2
+  cfg.steps_per_dispatch, cfg.log_every, cfg.eval_every = 2, 2, 6
+
+
+def _limit(data: types.Config, examples: int) -> None:
   """Limits the number of training images, in place."""
   # A stream cannot balance classes without reading everything first, so it
   # takes the first images of the split.

@@ -12,6 +12,7 @@ import numpy as np
 
 from td_jax import types
 from td_jax.data import classification
+from td_jax.data import image_defaults
 from td_jax.data import image_inputs
 from td_jax.data import movielens
 from td_jax.data import rating_inputs
@@ -26,6 +27,8 @@ class Domain(NamedTuple):
   # What `models.check` and `models.tokens` need to know about the inputs,
   # such as {'image_size': 384}.
   inputs: Callable[[types.Config], Mapping[str, Any]]
+  # (config, log): fills in, in place, what a config leaves to the data.
+  complete: Callable[[types.Config, types.Log], None]
   # (config, log=) -> the dataset, read once for all runs of a plan.
   read: Callable[..., Any]
   # (config, dataset) -> the task that this config makes of the dataset.
@@ -44,6 +47,7 @@ DOMAINS = {
   'movielens': Domain(
     check=movielens.check,
     inputs=lambda config: {},
+    complete=lambda config, log: None,
     read=movielens.read,
     task=movielens.task,
     shapes=movielens.load,
@@ -54,6 +58,7 @@ DOMAINS = {
   'images': Domain(
     check=classification.check,
     inputs=lambda config: {'image_size': config.data.size},
+    complete=image_defaults.complete,
     read=classification.read,
     task=classification.task,
     shapes=classification.shapes,

@@ -46,6 +46,11 @@ def check(config: types.Config) -> None:
     errors.choose(f'config.data.{field}', data[field], choices)
   _check_preprocessing(data)
   _check_labels(data)
+  if config.test and not data.test:
+    raise errors.ConfigError(
+      "config.data.test is '', but config.test is True; name a split, or set "
+      'config.test=False.'
+    )
   if data.limit < 0 or (data.limit and data.memory == 'stream'):
     raise errors.ConfigError(
       f'config.data.limit is {data.limit}; it must be at least 0, and 0 for '
@@ -111,10 +116,10 @@ def shapes(config: types.Config) -> task_lib.Task:
 
 def task(config: types.Config, dataset: Dataset) -> task_lib.Task:
   """The task of `config.data` on a dataset that `read` returned."""
-  data, splits = config.data, dataset.splits
-  in_memory = isinstance(splits['train'], types.Batch)
+  data, parts = config.data, dataset.splits
+  in_memory = isinstance(parts['train'], types.Batch)
   make_batch = _make_from_columns if in_memory else _make_from_stream
-  train, unlabelled = splits['train'], dataset.unlabelled
+  train, unlabelled = parts['train'], dataset.unlabelled
   if isinstance(train, types.Batch):
     train, rest = _hide_labels(train, data)
     if data.unlabelled.source == 'rest':
@@ -132,14 +137,14 @@ def task(config: types.Config, dataset: Dataset) -> task_lib.Task:
       'class_names': list(dataset.class_names),
     },
     train=train,
-    validation=splits['validation'],
-    test=splits['test'],
+    validation=parts['validation'],
+    test=parts.get('test'),
     model_args={'classes': data.classes},
     task_loss=TASK_LOSS,
     metric='accuracy',
     fingerprint=dataset.fingerprint,
     baselines=lambda: (
-      _baselines({**splits, 'train': train}) if in_memory else {}
+      _baselines({**parts, 'train': train}) if in_memory else {}
     ),
     make_batch=make_batch(data),
     inputs=lambda: {'class_names': np.asarray(dataset.class_names)},
@@ -210,9 +215,12 @@ def _read_columns(data: types.Config, log: types.Log) -> Dataset:
       data[name],
       data_dir=data.dir,
       limit=data.limit if name == 'train' else 0,
+      size=data.size,
+      smaller_side=data.smaller_side,
       log=log,
     )
     for name in _SPLITS
+    if data[name]
   }
   splits = {name: _columns(part) for name, part in parts.items()}
   fingerprints = (part.fingerprint for part in parts.values())
@@ -223,9 +231,15 @@ def _read_columns(data: types.Config, log: types.Log) -> Dataset:
     return dataset
   name, split, folder = _other(data)
   other = images.load_columns(
-    name, split, data_dir=folder, labelled=False, log=log
+    name,
+    split,
+    data_dir=folder,
+    labelled=False,
+    size=data.size,
+    smaller_side=data.smaller_side,
+    log=log,
   )
-  sizes = [images.shape[1:] for images in (splits['train'].x, other.images)]
+  sizes = [pixels.shape[1:] for pixels in (splits['train'].x, other.images)]
   if sizes[0] != sizes[1]:
     raise errors.DataError(
       f'the images of {name} {split!r} have shape {sizes[1]}, but those of '
@@ -291,6 +305,7 @@ def _open_streams(data: types.Config, log: types.Log) -> Dataset:
   splits = {
     name: streamed_split.Split(dataset.records(data[name]), data, log)
     for name in _SPLITS
+    if data[name]
   }
   streams = Dataset(splits, dataset.class_names, dataset.fingerprint)
   if data.unlabelled.source != 'dataset':
@@ -360,13 +375,14 @@ def _count(split: task_lib.Split) -> int:
 
 
 def _baselines(
-  splits: Mapping[str, Any],
+  parts: Mapping[str, Any],
 ) -> dict[str, dict[str, float]]:
   """Accuracy of always predicting the class with most training examples."""
-  most = np.bincount(splits['train'].y).argmax()
+  most = np.bincount(parts['train'].y).argmax()
   return {
     'most frequent class': {
-      name: float(np.mean(splits[name].y == most))
+      name: float(np.mean(parts[name].y == most))
       for name in ('validation', 'test')
+      if name in parts
     }
   }

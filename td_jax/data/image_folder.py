@@ -1,20 +1,46 @@
-"""Folders of images, root/split/label/*.jpg, which need no preparation."""
+"""Folders of images, which need no preparation.
+
+They are laid out as root/split/label/*.jpg, or as root/label/*.jpg, whose only
+split is called train. A folder root/unlabelled is none of the labels: it may hold
+images without one.
+"""
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import os
 import random
+from typing import NamedTuple
+import unicodedata
 
 from td_jax import errors
 from td_jax.data import dataset
+from td_jax.data import image_files
 from td_jax.storage import files as files_lib
 
 NAME = 'image_folder'  # As a dataset's name in a config; TFDS's name for it.
-_SUFFIXES = ('.jpg', '.jpeg', '.png')
-_ALL = 'all'  # The split of all images that have no labels.
+ALL = 'all'  # The split of all images that have no labels.
+TRAIN = 'train'  # The only split of root/label/*.jpg.
+# {part of a dataset: what folders call it}.
+SPLITS = {
+  'train': (TRAIN, 'training'),
+  'validation': ('validation', 'val', 'valid', 'dev'),
+  'test': ('test', 'testing'),
+}
+_UNLABELLED = ('unlabelled', 'unlabeled')
 _NO_LABEL = -1
-_LAYOUT = 'root/split/label/*.jpg, such as root/train/cat/1.jpg'
+_LAYOUT = (
+  'root/split/label/*.jpg, such as root/train/cat/1.jpg, or root/label/*.jpg'
+)
+
+
+class _Image(NamedTuple):
+  """An image in a folder of a label."""
+
+  label: str
+  name: str
+  size: int  # In bytes.
 
 
 def load(data_dir: str) -> dataset.Dataset:
@@ -25,22 +51,25 @@ def load(data_dir: str) -> dataset.Dataset:
 
   Raises:
     errors.ConfigError: `data_dir` is not a local folder.
-    errors.DataError: It holds no images in this layout, or cannot be read.
+    errors.DataError: It holds no images in one of these layouts, or cannot be
+      read. The message names everything that is wrong.
   """
   root = _root(data_dir, _LAYOUT)
   with _readable():
+    folders = _splits(root)
     images = {
-      split: _list_images(f'{root}/{split}')
-      for split in _folders(root)
-      if split != dataset.CACHE
+      split: [
+        image for label in _folders(folder) for image in _images(folder, label)
+      ]
+      for split, folder in folders.items()
     }
-  images = {split: rows for split, rows in images.items() if rows}
-  if not images:
-    raise errors.DataError(f'{root} holds no images laid out as {_LAYOUT}.')
-  # A label whose folder is empty counts too: it must not renumber the others.
-  names = tuple(
-    sorted({label for split in images for label in _folders(f'{root}/{split}')})
-  )
+    # A label whose folder is empty counts too: it must not renumber the others.
+    names = sorted(
+      {label for folder in folders.values() for label in _folders(folder)}
+    )
+    problems = [*_misplaced(root, folders), *_wrong_labels(names, images)]
+  if problems:
+    raise errors.DataError(f'{root}: {"; ".join(problems)}.')
 
   def reader(split: str) -> _Reader:
     rows = list(images[split])
@@ -48,17 +77,24 @@ def load(data_dir: str) -> dataset.Dataset:
     # is the split's name, as in TFDS.
     random.Random(split).shuffle(rows)
     return _Reader(
-      [f'{root}/{split}/{label}/{name}' for label, name, _ in rows],
-      [names.index(label) for label, _, _ in rows],
+      [f'{folders[split]}/{row.label}/{row.name}' for row in rows],
+      [names.index(row.label) for row in rows],
     )
 
   return dataset.Dataset(
     name=NAME,
     sizes={split: len(rows) for split, rows in images.items()},
-    class_names=names,
+    class_names=tuple(names),
     fingerprint=files_lib.sha256([NAME, images, names]),
     reader=reader,
   )
+
+
+def unlabelled_folder(data_dir: str) -> str:
+  """The folder of images without labels inside `data_dir`; '' if it has none."""
+  root = _root(data_dir, _LAYOUT)
+  folders = (f'{root}/{name}' for name in _UNLABELLED)
+  return next((folder for folder in folders if os.path.isdir(folder)), '')
 
 
 def load_unlabelled(data_dir: str) -> dataset.Dataset:
@@ -74,10 +110,10 @@ def load_unlabelled(data_dir: str) -> dataset.Dataset:
   """
   root = _root(data_dir, 'images at any depth')
   found = below(root)
-  images = {_ALL: found}
+  images = {ALL: found}
   for name, size in found:
     folder, slash, _ = name.partition('/')
-    if slash and folder != _ALL:
+    if slash and folder != ALL:
       images.setdefault(folder, []).append((name, size))
 
   def reader(split: str) -> _Reader:
@@ -107,7 +143,8 @@ class _Reader:
     examples = []
     for number in ids:
       with open(self._paths[number], 'rb') as file:
-        examples.append(dataset.Example(file.read(), self._labels[number]))
+        image = image_files.for_tensorflow(file.read())
+        examples.append(dataset.Example(image, self._labels[number]))
     return examples
 
   def prefetch(self, ids: Sequence[int]) -> None:
@@ -127,6 +164,24 @@ def _root(data_dir: str, layout: str) -> str:
   return os.path.abspath(os.path.expanduser(data_dir))
 
 
+def stamp(data_dir: str) -> str:
+  """A digest of the names, sizes and times of all images below `data_dir`.
+
+  It changes with files that are replaced by others of the same size.
+  """
+  root = _root(data_dir, _LAYOUT)
+  with _readable():
+    facts = sorted(
+      (
+        os.path.relpath(path, root),
+        (info := os.stat(path)).st_size,
+        info.st_mtime_ns,
+      )
+      for path in _walk(root)
+    )
+  return files_lib.sha256([NAME, facts])
+
+
 def below(root: str) -> list[tuple[str, int]]:
   """(path below `root`, size in bytes) of all images at any depth, sorted.
 
@@ -134,9 +189,14 @@ def below(root: str) -> list[tuple[str, int]]:
     errors.DataError: There are none, or one cannot be read.
   """
   with _readable():
-    found = sorted(_walk(root))
+    found = sorted(
+      (os.path.relpath(path, root), os.stat(path).st_size)
+      for path in _walk(root)
+    )
   if not found:
-    raise errors.DataError(f'{root} holds no images ({", ".join(_SUFFIXES)}).')
+    raise errors.DataError(
+      f'{root} holds no images ({", ".join(image_files.SUFFIXES)}).'
+    )
   return found
 
 
@@ -151,34 +211,112 @@ def _readable() -> Iterator[None]:
     ) from error
 
 
-def _walk(root: str) -> Iterator[tuple[str, int]]:
-  """(path below `root`, size in bytes) of all images, hidden ones left out."""
+def _splits(root: str) -> dict[str, str]:
+  """{split: its folder, which has a folder for each label}.
+
+  Raises:
+    errors.DataError: `root` has neither of the two layouts.
+  """
+  folders = _folders(root)
+  splits = [
+    name
+    for name in folders
+    if any(
+      _images(f'{root}/{name}', label) for label in _folders(f'{root}/{name}')
+    )
+  ]
+  labels = [name for name in folders if _images(root, name)]
+  known = {name for names in SPLITS.values() for name in names}
+  if splits and (known.intersection(splits) or set(labels) <= set(splits)):
+    return {name: f'{root}/{name}' for name in splits}
+  if labels:
+    return {TRAIN: root}
+  raise errors.DataError(f'{root} holds no images laid out as {_LAYOUT}.')
+
+
+def _images(folder: str, label: str) -> list[_Image]:
+  """The images of a label in the folder of a split, sorted by name."""
+  # Sorted, since the order of a directory differs between machines. Sizes go
+  # into the fingerprint, which then notices files that were replaced.
+  return [
+    _Image(label, file.name, file.stat().st_size)
+    for file in sorted(
+      os.scandir(f'{folder}/{label}'), key=lambda file: file.name
+    )
+    if _is_image(file.name)
+  ]
+
+
+def _misplaced(root: str, folders: Mapping[str, str]) -> Iterator[str]:
+  """What to say of images that lie in no folder of a label."""
+  for split, folder in folders.items():
+    if folder == root:
+      continue
+    stray = [name for name in os.listdir(folder) if _is_image(name)]
+    if stray:
+      yield (
+        f'{len(stray)} images of {split} lie in no folder of a label, such as '
+        f'{split}/{min(stray)}'
+      )
+  for folder in folders.values():
+    deeper = [
+      path
+      for label in _folders(folder)
+      for inner in _folders(f'{folder}/{label}')
+      for path in _walk(f'{folder}/{label}/{inner}')
+    ]
+    if deeper:
+      example = os.path.relpath(min(deeper), root)
+      yield (
+        f'{len(deeper)} images lie deeper than the folder of their label, such '
+        f'as {example}; move them up, or name the folder above them'
+      )
+
+
+def _wrong_labels(
+  names: Sequence[str], images: Mapping[str, Sequence[_Image]]
+) -> Iterator[str]:
+  """What to say of labels that cannot be meant."""
+  if len(names) < 2:
+    yield (
+      f'there is one label only, {names[0]!r}; a task needs a folder for each '
+      f'of two labels or more, laid out as {_LAYOUT}'
+    )
+  seen: dict[str, str] = {}
+  for name in names:
+    # One name in two spellings: of case, or of the accents in Unicode.
+    key = unicodedata.normalize('NFC', name).casefold()
+    if key in seen:
+      yield f'the labels {seen[key]!r} and {name!r} differ in spelling only'
+    seen[key] = name
+  trained = {image.label for image in images.get(TRAIN, ())}
+  for split, rows in images.items():
+    unknown = sorted({image.label for image in rows} - trained)
+    if trained and unknown:
+      yield f'{split} has the label {unknown[0]!r}, which train has not'
+
+
+def _walk(root: str) -> Iterator[str]:
+  """The paths of all images at any depth, hidden ones left out."""
   for folder, folders, names in os.walk(root):
     folders[:] = [
       name for name in folders if name != dataset.CACHE and name[0] != '.'
     ]
     for name in names:
-      if name.lower().endswith(_SUFFIXES) and name[0] != '.':
-        path = f'{folder}/{name}'
-        yield os.path.relpath(path, root), os.stat(path).st_size
-
-
-def _list_images(folder: str) -> list[tuple[str, str, int]]:
-  """Returns (label, file name, size in bytes) of the images of a split."""
-  # Sorted, since the order of a directory differs between machines. Sizes go
-  # into the fingerprint, which then notices files that were replaced.
-  return [
-    (label, file.name, file.stat().st_size)
-    for label in _folders(folder)
-    for file in sorted(
-      os.scandir(f'{folder}/{label}'), key=lambda file: file.name
-    )
-    if file.name.lower().endswith(_SUFFIXES)
-  ]
+      if _is_image(name):
+        yield f'{folder}/{name}'
 
 
 def _folders(path: str) -> list[str]:
-  """Returns the sorted names of the folders in `path`, if it is a folder."""
-  if not os.path.isdir(path):
-    return []
-  return sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
+  """The sorted names of the folders in `path` that may be splits or labels."""
+  return sorted(
+    entry.name
+    for entry in os.scandir(path)
+    if entry.is_dir()
+    and entry.name[0] != '.'
+    and entry.name not in (dataset.CACHE, *_UNLABELLED)
+  )
+
+
+def _is_image(name: str) -> bool:
+  return name.lower().endswith(image_files.SUFFIXES) and name[0] != '.'

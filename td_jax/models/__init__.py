@@ -35,6 +35,8 @@ class Architecture(NamedTuple):
   tokens: Callable[[Any, Mapping[str, Any]], tuple[int, ...]]
   # Loads published weights, if somebody publishes any for this network.
   load_published: Callable[..., pretrained.Teacher] | None = None
+  # path -> what published weights say of themselves.
+  describe: Callable[[str], pretrained.Description] | None = None
   # Initialises a student with layers of its teacher, see `students`.
   initialise: Callable[..., Mapping[str, Any]] | None = None
 
@@ -46,6 +48,7 @@ NETWORKS: dict[str, Architecture] = {
     vit.check,
     vit.token_axes,
     load_published=pretrained.load,
+    describe=pretrained.describe,
     initialise=students.initialise,
   ),
 }

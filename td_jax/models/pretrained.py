@@ -10,7 +10,9 @@ Every stored leaf must be accounted for under its own name: no leaf may be
 missing, left over, of another shape or used twice.
 """
 
+from collections.abc import Iterator
 from collections.abc import Mapping
+import contextlib
 import re
 from typing import Any
 from typing import NamedTuple
@@ -75,23 +77,54 @@ def load(
       pre-logits leaves no head; or `vit.ViT` has no field of that name.
   """
   expected = dict(expected or {})
+  with _opened(path, expected.get('position')) as (stored, layout):
+    return _load(stored, layout, image_size, classes, expected)
+
+
+class Description(NamedTuple):
+  """What published weights say of themselves."""
+
+  # The fields of `vit.ViT`, without `classes` and `RUNNING`.
+  settings: dict[str, Any]
+  # Mean and standard deviation of the grey levels (0 to 255) of red, green and
+  # blue that the network was trained with; None if no file says so.
+  scale: published_huggingface.Scale | None
+
+
+def describe(path: str) -> Description:
+  """Reads the architecture of published weights, and none of the weights.
+
+  Args:
+    path: As for `load`. Of a .npz without a position table it is not known
+      whether its positions are fixed ('sincos2d').
+
+  Raises:
+    errors.DataError: As for `load`.
+  """
+  with _opened(path, None) as (_, layout):
+    settings = dict(layout.settings)
+  del settings['classes']
   if path.endswith('.npz'):
-    with (
-      archive.local(path) as file,
-      archive.npz(file, path) as stored,
-    ):
-      layout = published_google.layout(
-        stored, position=expected.get('position')
-      )
-      return _load(stored, layout, image_size, classes, expected)
+    return Description(settings, None)
+  return Description(settings, published_huggingface.scale(path))
+
+
+@contextlib.contextmanager
+def _opened(
+  path: str, position: str | None
+) -> Iterator[tuple[archive.Archive, published.StoredLayout]]:
+  """The arrays of published weights, and how they are stored; see `load`."""
+  if path.endswith('.npz'):
+    with archive.local(path) as file, archive.npz(file, path) as stored:
+      yield stored, published_google.layout(stored, position=position)
+    return
   with archive.local(f'{path}/config.json') as file:
     config = published_huggingface.read_config(file, f'{path}/config.json')
   with (
     archive.local(f'{path}/model.safetensors') as file,
     archive.safetensor(file, f'{path}/model.safetensors') as stored,
   ):
-    layout = published_huggingface.layout(stored, config)
-    return _load(stored, layout, image_size, classes, expected)
+    yield stored, published_huggingface.layout(stored, config)
 
 
 def _load(

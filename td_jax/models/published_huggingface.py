@@ -18,6 +18,7 @@ from td_jax import errors
 from td_jax.models import archive
 from td_jax.models import posemb
 from td_jax.models import published
+from td_jax.storage import paths
 
 # By model_type: the names of a block's layers.
 _BLOCK_NAMES = {
@@ -44,6 +45,13 @@ _EXPORTABLE = {
   'position': ('learned',),
   'pooling': ('token', 'mean', 'token_and_mean'),
   'pre_logits_width': (0,),
+}
+# Mean and standard deviation of grey levels: red, green, blue.
+Scale = tuple[tuple[float, ...], tuple[float, ...]]
+# By model_type, if there is no preprocessor_config.json.
+_SCALES: dict[str, Scale] = {
+  'vit': ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
+  'dinov2': ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
 }
 _DEFAULT_EPS = {'vit': 1e-12, 'dinov2': 1e-6}  # If config.json has none.
 _GELUS = {'gelu': 'exact', 'gelu_new': 'tanh', 'gelu_pytorch_tanh': 'tanh'}
@@ -104,6 +112,36 @@ def read_config(file: pathlib.Path, path: str) -> Config:
       'object. Download it again.'
     )
   return Config(path, values)
+
+
+def scale(folder: str) -> Scale | None:
+  """Mean and standard deviation of grey levels, from preprocessor_config.json.
+
+  Without this file they are those with which all models of a kind were trained;
+  None if that is not known.
+
+  Raises:
+    errors.DataError: The file is damaged.
+  """
+  path = f'{folder}/preprocessor_config.json'
+  if not paths.as_path(path).exists():
+    with archive.local(f'{folder}/config.json') as file:
+      config = read_config(file, f'{folder}/config.json')
+    return _SCALES.get(config.get('model_type', str, ''))
+  with archive.local(path) as file:
+    config = read_config(file, path)
+  # The file's numbers are those of grey levels times this factor.
+  factor = config.get('rescale_factor', float, 1 / 255)
+  mean, std = (
+    tuple(round(level / factor, 4) for level in config.get(field, list, []))
+    for field in ('image_mean', 'image_std')
+  )
+  if len(mean) != 3 or len(std) != 3:
+    raise errors.DataError(
+      f'{path}: image_mean and image_std are {config.values.get("image_mean")!r} '
+      f'and {config.values.get("image_std")!r}; they must be three numbers each.'
+    )
+  return mean, std
 
 
 def layout(stored: archive.Archive, config: Config) -> published.StoredLayout:

@@ -146,7 +146,9 @@ def _features(
   """({teacher: {panel: (student's [n, d], teacher's [n, d'])}}, labels [n])."""
   run = _forward(trained)
   variables = {name: t.variables for name, t in trained.teachers.items()}
-  feed = feed_lib.feed(task.test, task.make_batch)
+  split = task.validation if task.test is None else task.test
+  assert split is not None  # Only MovieLens merges its validation.
+  feed = feed_lib.feed(split, task.make_batch)
   # Only the first examples of each class are needed, whatever their order.
   room = np.full(task.model_args['classes'], examples)
   parts, labels = [], []

@@ -152,6 +152,8 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
   _fill(config.get('distill'), common.distill().to_dict())
   few_labels = common.few_labels(str(config.get('domain')))
   _fill(config.get('data'), few_labels.to_dict())
+  if config.get('domain') == 'images':
+    _fill(config.get('teacher'), {'as_stored': False})
   if config.get('domain') == 'movielens':
     _fill(config.get('data'), {'dataset': 'movielens/100k-ratings'})
     _fill(config.get('teacher'), {'labels': 'all'})

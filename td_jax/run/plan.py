@@ -16,6 +16,7 @@ from td_jax import errors
 from td_jax import methods
 from td_jax import types
 from td_jax.devices import parallel as parallel_lib
+from td_jax.run import completion
 from td_jax.run import config as config_lib
 from td_jax.run import results
 from td_jax.run import saved
@@ -48,13 +49,14 @@ def make(
 ) -> Plan:
   """Plans the run of `config` in the folder `path`.
 
-  Config and devices are checked here, once. Finished teachers in `path` are
+  The config is completed and, with the devices, checked here, once. Finished teachers in `path` are
   not planned again.
 
   Raises:
     errors.ConfigError: The config cannot work, or not on these devices.
     errors.DataError: The teacher's folder that the config names is no run.
   """
+  config = completion.complete(config, log=log)
   config_lib.validate(config)
   if config.method == types.TEACHER:
     # The run is then that of the teacher's own recipe.

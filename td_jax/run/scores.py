@@ -56,7 +56,7 @@ def score(
   splits = {}
   if task.validation is not None:
     splits['validation'] = task.validation
-  if config.test:
+  if config.test and task.test is not None:
     splits['test'] = task.test
   scores: dict[str, Any] = {}
   for name, split in splits.items():

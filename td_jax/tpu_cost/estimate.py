@@ -4,6 +4,7 @@ from td_jax import data
 from td_jax import errors
 from td_jax import types
 from td_jax.devices import parallel as parallel_lib
+from td_jax.run import completion
 from td_jax.run import config as config_lib
 from td_jax.run import experiment
 from td_jax.storage import files
@@ -23,6 +24,7 @@ def cost(
   Raises:
     errors.ConfigError: There is no such topology, or the step does not fit.
   """
+  config = completion.complete(config, log=types.no_log)
   config_lib.validate(config)
   if config.method == types.TEACHER:
     config = config_lib.as_teacher(config)

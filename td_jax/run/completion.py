@@ -1,0 +1,90 @@
+"""Fills in what a config leaves to its data and to its teacher's weights."""
+
+from typing import Any
+
+from td_jax import data
+from td_jax import errors
+from td_jax import models
+from td_jax import types
+from td_jax.run import saved
+from td_jax.run import teachers
+from td_jax.storage import paths
+
+# What no weights determine; the second line is the student's own.
+_RUNNING = ('name', 'split', 'dropout', 'dtype', 'remat', 'scan')
+_STUDENTS = ('depth', 'pooling', 'pre_logits_width')
+_PATCHES = 8  # On each side of an image, if its size is not given.
+_SYMMETRIC = (127.5, 127.5, 127.5)  # Mean and std if nothing else is known.
+
+
+def complete(config: types.Config, *, log: types.Log) -> types.Config:
+  """A copy of `config` that leaves nothing open.
+
+  Args:
+    config: What may be open: `data.classes`, the names of splits, and with
+      `teacher.as_stored` the networks and the size and scale of images. Nothing
+      that it states is changed.
+    log: Receives lines about what was found.
+
+  Raises:
+    errors.ConfigError: It is not known where to look.
+    errors.DataError: The data or the teacher cannot be read.
+  """
+  config = config.copy_and_resolve_references()
+  errors.choose('config.domain', config.domain, data.DOMAINS)
+  if config.teacher.get('as_stored', False):
+    if not config.teacher.checkpoint:
+      raise errors.ConfigError(
+        f'{config.name} needs a teacher: give its weights as --config='
+        f'{config.name}:data=DIR,teacher=DIR_OR_NPZ.'
+      )
+    _take_over(config)
+  data.DOMAINS[config.domain].complete(config, log)
+  return config
+
+
+def _take_over(config: types.Config) -> None:
+  """Completes networks and images by the weights of the teacher, in place."""
+  stored, scale = _stored(config)
+  teacher, student = config.teacher.model, config.model
+  teacher.update(stored)
+  teacher.split = _split(teacher)
+  for key, value in stored.items():
+    # A student may be narrower than its teacher.
+    stated = key in ('width', 'heads', 'mlp_width') and student[key]
+    if key not in _STUDENTS and not stated:
+      student[key] = value
+  student.depth = min(student.depth, teacher.depth)
+  student.split = _split(student)
+  if teacher.class_token == 'none':
+    student.pooling = 'mean'
+  images = config.data
+  if not images.size:
+    images.size = images.smaller_side = _PATCHES * teacher.patch
+  mean, std = scale or (_SYMMETRIC, _SYMMETRIC)
+  images.mean, images.std = images.mean or mean, images.std or std
+
+
+def _stored(
+  config: types.Config,
+) -> tuple[dict[str, Any], tuple[Any, Any] | None]:
+  """(settings of the teacher's network, scale of its images if known)."""
+  folder = config.teacher.checkpoint
+  if teachers.is_published(folder):
+    describe = models.NETWORKS[config.teacher.model.name].describe
+    assert describe is not None  # Configs with `as_stored` have ViTs.
+    settings, scale = describe(folder)
+  else:
+    run = saved.config_of(paths.as_path(folder))
+    settings, scale = run.model.to_dict(), (run.data.mean, run.data.std)
+  return {
+    key: value for key, value in settings.items() if key not in _RUNNING
+  }, scale
+
+
+def _split(network: types.Config) -> tuple[int, int]:
+  """The split that `network` states, or one in the middle and at the end."""
+  low, high = network.split
+  if 1 <= low < high <= network.depth:
+    return low, high
+  return max(network.depth // 2, 1), network.depth
