@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pathlib
 import threading
 
 import conftest
@@ -23,6 +24,7 @@ from td_jax.study import work
 
 pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
 
+ROOT = pathlib.Path(__file__).parents[1]
 FEW = ratings.Regime(0.05, 'kept', 'rest')
 ALONE = ratings.Regime(0.05, 'all', 'none')
 DESIGNS = tuple(few_labels.DESIGNS.values())
@@ -139,9 +141,77 @@ def test_the_page_by_hand():
     '| 1.3640 ± 0.0024 | +0.0140 ± 0.0024 | 1.3640 ± 0.0024 |'
   ) in text
   assert '| From scratch | labelled ratings only | 1.3780 ± 0.0049 |' in text
-  assert '| Teacher (frozen) |  | 0.9000 |' in text
+  assert '| Teacher (frozen) |  | 0.9000 ± 0.0000 |' in text
   assert '| TD' not in text
   assert '| Feature' not in text
+
+
+def test_what_the_best_rows_gain_by_hand():
+  """Students with pairs beat scratch, and not the teacher, whose score is 0.95."""
+  every = ratings.Regime(1.0, 'all', 'none')
+  rows = [
+    *_rows(),
+    *(_cell(every, 'scratch', column, 0, 0.1) for column in ratings.COLUMNS),
+  ]
+  finished = finished_lib.Finished(rows, ratings, ratings.COLUMNS)
+  text = ratings_page.page(finished)
+  about = '| 5%, honest teacher | Label distillation (LD) | '
+  # 0.01, 0.02, 0.01, 0.02, 0.01 less; t = 0.014 / 0.00245 of 4 degrees.
+  gap = '-0.0140 ± 0.0024 (p = 0.0046)'
+  assert f'{about}scratch | {gap} | {gap} |' in text
+  # 1.364 - 1.2.
+  assert f'{about}user+movie bias | +0.2640 ± 0.0024 (p = 4.4e-08) | ' in text
+  assert f'{about}the teacher | +0.4640 ± 0.0024' in text
+  # 1.364 - 1.45; the seeds of the latter, a unit apart, have an error of 0.5.
+  assert f'{about}scratch with all ratings | -0.0860 ± 0.5000 | ' in text
+  assert 'LD with the same pairs' not in text
+  assert '| 100% |' not in text
+
+
+def test_the_headline_by_hand():
+  few = [
+    _cell(ratings.Regime(0.05, teacher, source), row, column, draw, extra)
+    for teacher, extra in (('all', 0.0), ('kept', 0.05))
+    for source, row in (
+      ('none', 'ld'), ('rest', 'ld'), ('rest', 'fitnet'), ('rest', 'td_ld'),
+    )
+    for column in ratings.COLUMNS
+    for draw in range(5)
+  ]  # fmt: skip
+  scratch = [
+    _cell(ALONE, 'scratch', column, draw, 0.07)
+    for column in ratings.COLUMNS
+    for draw in range(5)
+  ]
+  every = [
+    _cell(ratings.Regime(1.0, 'all', 'none'), 'scratch', column, 0, 0.1)
+    for column in ratings.COLUMNS
+  ]
+
+  def headline(rows):
+    return ratings_page.headline(
+      finished_lib.Finished(rows, ratings, ratings.COLUMNS)
+    )
+
+  text = headline(few + scratch + every)
+  assert '| From scratch | 1.4200 ± 0.0000 | 1.4200 ± 0.0000 |' in text
+  assert (
+    '| TD + LD, k = 1, with unlabelled pairs | 1.4000 ± 0.0000 '
+    '| 1.3500 ± 0.0000 |'
+  ) in text
+  assert '| Teacher (frozen) | 0.9500 ± 0.0000 | 0.9500 ± 0.0000 |' in text
+  assert '| From scratch, with all ratings | 1.4500 ± 0.5000 |' in text
+  assert not headline(few + scratch)
+
+
+def test_committed_pages_show_the_committed_cells():
+  rows = results_log.read(ROOT / 'results/few_labels.jsonl')
+  finished = finished_lib.Finished(rows, ratings, ratings.COLUMNS)
+  page = ratings_page.page(finished)
+  assert page == (ROOT / 'results/few_labels.md').read_text()
+  block = f'<!-- few labels -->\n{ratings_page.headline(finished)}'
+  for name in ('README.md', 'docs/when-it-pays.md'):
+    assert block in (ROOT / name).read_text(), name
 
 
 def _image_cells(regime, row, scores):

@@ -73,12 +73,12 @@ def test_committed_tables_render_byte_for_byte():
     assert text == file.read_text()
 
 
-def test_readme_shows_the_summary_of_table_3():
-  readme = (ROOT / 'README.md').read_text()
+def test_results_show_the_summary_of_table_3():
+  page = (ROOT / 'docs/results.md').read_text()
   assert (
     f'<!-- table 3 summary -->\n{markdown.summary(_committed())}'
     '<!-- end of table 3 summary -->\n'
-  ) in readme
+  ) in page
 
 
 def test_rows_of_version_0_1_render_the_same():
@@ -347,14 +347,13 @@ def test_overall_is_of_the_five_columns_that_are_there():
 
 
 def test_results_of_another_folder(tmp_path, monkeypatch, capsys):
-  """They go to that folder, which is made, and not into README."""
+  """They go to that folder, which is made, and not into the docs."""
   _recorded(monkeypatch)
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(tables, '_ROOT', tmp_path)
-  readme = tmp_path / 'README.md'
-  readme.write_text(
-    '<!-- table 3 summary -->\n<!-- end of table 3 summary -->\n'
-  )
+  page = tmp_path / 'docs/results.md'
+  page.parent.mkdir()
+  page.write_text('<!-- table 3 summary -->\n<!-- end of table 3 summary -->\n')
   monkeypatch.setattr(
     'sys.argv',
     [
@@ -370,7 +369,7 @@ def test_results_of_another_folder(tmp_path, monkeypatch, capsys):
   assert '| td (k=1) |' in capsys.readouterr().out
   assert len(results_log.read(tmp_path / 'new/own/images.jsonl')) == 2
   assert '| td' in (tmp_path / 'new/own/table6.md').read_text()
-  assert '| td' not in readme.read_text()
+  assert '| td' not in page.read_text()
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(

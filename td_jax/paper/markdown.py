@@ -48,7 +48,7 @@ NAMES = tuple(sorted({*table_specs.TABLES, *_OVERALL}))
 # those with the fewest ratings.
 _SPARSE = 4
 _METRICS = {'rmse': 'RMSE'}  # As text; other names are shown as they are.
-_SUMMARY = '3'  # The table that README summarises.
+_SUMMARY = '3'  # The table that docs/results.md summarises.
 
 
 def needs(name: str) -> tuple[str, ...]:
@@ -119,7 +119,7 @@ def table(name: str, cells: Mapping[str, Sequence[cells_lib.Cell]]) -> str:
 
 
 def summary(cells: Mapping[str, Sequence[cells_lib.Cell]]) -> str:
-  """The small version of table 3 that README shows.
+  """The small version of table 3 that docs/results.md shows.
 
   Args:
     cells: As of `table`.

@@ -11,7 +11,7 @@ processes started with the same command share the cells; small networks train
 fastest with one process per core (`taskset -c 0 python -m td_jax.paper.tables
 ... &`, and so on). Cells are appended to results/movielens.jsonl or
 results/images.jsonl. Each table is rendered from them to results/tableN.md and
-results/tableN.png, and a summary of table 3 goes into README.md.
+results/tableN.png, and a summary of table 3 goes into docs/results.md.
 """
 
 import argparse
@@ -208,9 +208,11 @@ def _missing(
 def _render(names: Iterable[str], results: pathlib.Path) -> None:
   """Writes and prints the tables."""
   cells = cells_lib.read(results)
-  # Only the committed results belong into README.
-  readme = (
-    _ROOT / 'README.md' if results.resolve() == _ROOT / 'results' else None
+  # Only the committed results belong into the page.
+  page = (
+    _ROOT / 'docs/results.md'
+    if results.resolve() == _ROOT / 'results'
+    else None
   )
   for name in names:
     text = markdown.table(name, cells)
@@ -223,9 +225,9 @@ def _render(names: Iterable[str], results: pathlib.Path) -> None:
     # The figure shows gains over scratch, and needs it.
     if 'scratch' in finished.rows:
       plot.draw(name, finished, results / f'table{name}.png')
-    if name == '3' and readme:
+    if name == '3' and page:
       short = markdown.summary(cells)
-      markdown.insert(readme, 'table 3 summary', short)
+      markdown.insert(page, 'table 3 summary', short)
       print(short)
 
 

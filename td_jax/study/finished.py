@@ -1,6 +1,7 @@
 """The finished cells of a study, and what its pages compute from them."""
 
 import collections
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -78,18 +79,49 @@ class Finished:
     Students with the same labels are not independent, so that they count as one.
     With all labels there is a score for each seed.
     """
-    scores = np.asarray(
+    return self._samples(regime, row, lambda cell: cell[split]['per_seed'])
+
+  def teacher_samples(self, regime: Regime, row: str, split: str) -> np.ndarray:
+    """The scores [n] of the teacher of each of `samples`."""
+    return self._samples(
+      regime,
+      row,
+      lambda cell: (
+        [np.mean([each[split] for each in cell['teachers'].values()])]
+        * len(cell[split]['per_seed'])
+      ),
+    )
+
+  def baseline_samples(
+    self, regime: Regime, row: str, name: str, split: str
+  ) -> np.ndarray:
+    """The scores [n] of a model without a network, for each of `samples`."""
+    return self._samples(
+      regime,
+      row,
+      lambda cell: (
+        [cell['baselines'][name][split]] * len(cell[split]['per_seed'])
+      ),
+    )
+
+  def _samples(
+    self,
+    regime: Regime,
+    row: str,
+    scores: Callable[[Mapping[str, Any]], Sequence[Any]],
+  ) -> np.ndarray:
+    per_seed = np.asarray(
       [
-        [cell[split]['per_seed'] for cell in self._cells[regime, row, column]]
+        [scores(cell) for cell in self._cells[regime, row, column]]
         for column in self._columns
       ]
     )  # [columns, draws, seeds]
-    scores = scores.mean(axis=0)
-    return scores[0] if len(scores) == 1 else scores.mean(axis=1)
+    per_seed = per_seed.mean(axis=0)
+    return per_seed[0] if len(per_seed) == 1 else per_seed.mean(axis=1)
 
   def score(self, regime: Regime, row: str, split: str) -> Score:
     """The mean score of a row."""
-    return _score(self.samples(regime, row, split))
+    return mean(self.samples(regime, row, split))
 
   def difference(
     self,
@@ -101,20 +133,6 @@ class Finished:
     return cells_lib.difference(
       self.samples(*one, split) - self.samples(*other, split)
     )
-
-  def teacher(self, regime: Regime, row: str, split: str) -> float:
-    """The teacher's mean score over the columns."""
-    scores = [
-      teacher[split]
-      for cell in self.cells(regime, row)
-      for teacher in cell['teachers'].values()
-    ]
-    return float(np.mean(scores))
-
-  def baseline(self, regime: Regime, row: str, name: str, split: str) -> float:
-    """The mean score over the columns of a model without a network."""
-    cells = self.cells(regime, row)
-    return float(np.mean([cell['baselines'][name][split] for cell in cells]))
 
 
 def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
@@ -143,6 +161,7 @@ def plot(axes: Any, lines: Sequence[Line]) -> None:
   axes.grid(alpha=0.3)
 
 
-def _score(samples: np.ndarray) -> Score:
+def mean(samples: np.ndarray) -> Score:
+  """The mean of samples [n] and its standard error."""
   found = statistics.mean_and_stderr(samples)
   return Score(found['mean'], found['standard_error'])

@@ -77,7 +77,7 @@ def _table(finished: finished_lib.Finished, labels: int) -> list[str]:
     return []
   teacher = ['Teacher (frozen, a linear head)', 'labelled images only']
   for split in _SPLITS:
-    teacher += [f'{finished.teacher(*scratch, split):.4f}', '']
+    teacher += [f'{finished.teacher_samples(*scratch, split).mean():.4f}', '']
   body = [teacher]
   for regime, row in shown:
     cells = [figures.full_name(row, 'images'), _SOURCES[regime.unlabelled]]
@@ -146,8 +146,8 @@ def _lines(
       if not finished.has(regime, measured):
         continue
       if row == 'teacher':
-        teacher = finished.teacher(regime, measured, split)
-        score = finished_lib.Score(teacher, None)
+        teacher = finished.teacher_samples(regime, measured, split)
+        score = finished_lib.mean(teacher)
       else:
         score = finished.score(regime, measured, split)
       cell, *_ = finished.cells(regime, measured)

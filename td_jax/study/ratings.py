@@ -116,11 +116,15 @@ def rows() -> list[tuple[Regime, str]]:
     for unlabelled, method in _CURVES
     for teacher in TEACHERS
   ]
-  curves.append((_FULL._replace(unlabelled='none'), 'ld'))
+  # Without pairs, the method that wins table 3 and its simplest rival.
+  curves += [(_FULL._replace(unlabelled='none'), row) for row in _PAIRS_ROWS]
   # What says most comes first, so that it is there early.
   unlabelled = [each for each in methods if each[0].unlabelled != 'none']
+  honest = [each for each in pairs + methods if each[0].teacher == 'kept']
   return list(
-    dict.fromkeys(scratch + unlabelled + curves + methods + rounds + pairs)
+    dict.fromkeys(
+      scratch + unlabelled + curves + rounds + honest + methods + pairs
+    )
   )
 
 
