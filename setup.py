@@ -61,6 +61,7 @@ setuptools.setup(
     'chex>=0.1.92',
     'clu>=0.0.12',
     'etils[epath]>=1.7',
+    'filelock>=3.13',  # JAX limits its cache of programs with it.
     'flax>=0.12.7',
     'jax>=0.10.0',
     'jaxtyping>=0.3',

@@ -61,11 +61,13 @@ def main() -> None:
   distributed.initialize(_DISTRIBUTED.value)
   # These take seconds to import, and --help does not need them.
   from td_jax import types
+  from td_jax.devices import compile_cache
   from td_jax.run import pipeline
   from td_jax.run import summary
   from td_jax.run import workdir
   from td_jax.storage import paths
 
+  compile_cache.enable()
   config = _CONFIG.value
   if _MODE.value == 'compile':
     from td_jax.tpu_cost import estimate

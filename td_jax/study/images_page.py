@@ -133,7 +133,6 @@ def _lines(
     (blocks, 'none', "Task only, from the teacher's blocks", 'black', '-'),
     ('ld', 'none', 'LD', figures.SKY_BLUE, '--'),
     ('ld', 'rest', 'LD with unlabelled images', figures.BLUE, '-'),
-    ('td_ld', 'none', 'TD + LD', figures.ORANGE, '--'),
     ('td_ld', 'rest', 'TD + LD with unlabelled images', figures.VERMILION, '-'),
   )
   lines = []
