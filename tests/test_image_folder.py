@@ -84,12 +84,20 @@ def test_tensorflow_sees_the_same_picture(kind):
   assert (safe == encoded) == (kind in ('png', 'grey', 'bmp'))
 
 
+def test_pixels_without_a_known_range_are_refused():
+  floats = PIL.Image.fromarray(np.ones((4, 4), np.float32))
+  with pytest.raises(dataset_lib.CorruptError, match='range is not known'):
+    image_files.decode(_encoded(floats, 'tiff'))
+
+
 def test_ordinary_jpegs_reach_tensorflow_unchanged():
   jpeg = tiny_images.jpeg(1)
   assert image_files.for_tensorflow(jpeg) == jpeg
   # A damaged file too: TensorFlow names its record.
   assert image_files.for_tensorflow(b'nothing') == b'nothing'
-  with pytest.raises(dataset_lib.CorruptError, match='Unidentified'):
+  with pytest.raises(
+    dataset_lib.CorruptError, match='no image that can be read'
+  ):
     image_files.decode(b'nothing')
 
 
@@ -131,6 +139,9 @@ def test_folders_of_classes_are_one_split(tmp_path):
       "val has the label 'images', which train has not",
     ),
     (('notes/1.txt.d/x',), 'holds no images laid out as'),
+    (('cat/1.png', 'dog/1.png', 'stray.png'), 'such as stray.png'),
+    (('train/a/1.png', 'train/b/1.png', 'c/1.png'), 'such as c/1.png'),
+    (('train/1.png', 'val/2.png'), 'holds images in train itself'),
   ],
 )
 def test_a_folder_that_cannot_be_meant_is_refused(tmp_path, names, message):
@@ -147,6 +158,19 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path):
     image_folder.load(root)
 
 
+def test_images_of_a_folder_are_cut_as_predictions_are(tmp_path):
+  """Also if all have one size, which may be too large to keep."""
+  root = _write(tmp_path, 'cat/1.png', 'dog/1.png', size=(8, 12))
+  columns = images.load_columns(
+    'image_folder', 'train', data_dir=root, size=4, smaller_side=4, log=print
+  )
+  row = int(np.flatnonzero(columns.labels == 0)[0])
+  expected = preprocess.whole_image(
+    image_files.pixels(f'{root}/cat/1.png'), size=4, smaller_side=4
+  )
+  np.testing.assert_allclose(columns.images[row], expected, atol=0.51)
+
+
 def test_images_of_several_sizes_are_brought_to_one(tmp_path):
   _write(tmp_path, 'cat/1.png', size=(8, 12))
   root = _write(tmp_path, 'dog/1.png', 'dog/2.png', size=(20, 10))
@@ -159,18 +183,16 @@ def test_images_of_several_sizes_are_brought_to_one(tmp_path):
 
   with pytest.raises(errors.DataError, match='have to be streamed'):
     load()
-  columns = load(size=4, smaller_side=4)
-  assert 'the images of train differ in size: each is brought to 4' in lines[-1]
+  columns = load(size=4)
+  assert 'differ in size; each is stretched to 4 x 4' in lines[-1]
   assert columns.images.shape == (3, 4, 4, 3)
   row = int(np.flatnonzero(columns.labels == 0)[0])
   expected = preprocess.whole_image(
-    image_files.pixels(f'{root}/cat/1.png'), size=4, smaller_side=4
+    image_files.pixels(f'{root}/cat/1.png'), size=4
   )
   np.testing.assert_allclose(columns.images[row], expected, atol=0.51)
   lines.clear()
-  np.testing.assert_array_equal(
-    load(size=4, smaller_side=4).images, columns.images
-  )
+  np.testing.assert_array_equal(load(size=4).images, columns.images)
   assert lines == []  # From the cache.
   assert load(size=2).images.shape == (3, 2, 2, 3)
 
@@ -284,16 +306,68 @@ def test_splits_have_their_usual_names(tmp_path, teacher):
   assert config.test
 
 
+@pytest.mark.parametrize(
+  ('names', 'message'),
+  [
+    (
+      ('test/a/1.png', 'test/b/1.png'),
+      'no split for training: its folders are',
+    ),
+    (
+      ('train/a/1.png', 'train/b/1.png', 'val/a/1.png', 'valid/a/1.png'),
+      'the folders val and valid are both for validation',
+    ),
+    (
+      ('train/a/1.png', 'val/a/1.png', 'val/b/1.png'),
+      "the label 'b', which train has not",
+    ),
+    (('a/1.png', 'b/1.png', 'a/2.png', 'empty/x.txt'), 'has no image of empty'),
+  ],
+)
+def test_splits_that_cannot_be_meant_are_refused(
+  tmp_path, teacher, names, message
+):
+  root = _write(tmp_path, *(name for name in names if name.endswith('.png')))
+  for name in names:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+  with pytest.raises(errors.DataError) as e:
+    completion.complete(_config(root, teacher), log=lambda line: None)
+  assert message in str(e.value) and '\n' not in str(e.value)
+
+
+def test_what_looks_wrong_is_said(tmp_path, teacher):
+  root = _write(
+    tmp_path,
+    *(f'{split}/{label}/1.png' for split in ('Train',) for label in 'ab'),
+  )
+  _write(tmp_path, 'VAL/a/1.png')
+  (tmp_path / 'Train' / 'a' / 'phone.HEIC').write_bytes(b'')
+  (tmp_path / 'Unlabelled').mkdir()  # Empty.
+  lines = []
+  config = completion.complete(_config(root, teacher), log=lines.append)
+  assert (config.data.train, config.data.validation) == ('Train', 'VAL')
+  assert config.data.classes == 2
+  assert config.data.unlabelled.source == 'none'
+  assert any('validation has no image of b' in line for line in lines)
+  assert any('1 files are of a kind' in line for line in lines)
+
+
 def test_without_folder_or_weights_one_line_says_so(photos, teacher):
   with pytest.raises(errors.ConfigError, match='needs a teacher'):
     completion.complete(
       image_folder_config.get_config(f'data={photos}'), log=lambda line: None
     )
-  with pytest.raises(errors.ConfigError, match='needs data_dir'):
+  with pytest.raises(errors.ConfigError, match='needs a folder of images'):
     completion.complete(
       image_folder_config.get_config(f'teacher={teacher}'),
       log=lambda line: None,
     )
+  with pytest.raises(errors.DataError, match='is neither published weights'):
+    completion.complete(_config(photos, 'nowhere'), log=lambda line: None)
+  with pytest.raises(errors.DataError, match='is no folder'):
+    completion.complete(_config('nowhere', teacher), log=lambda line: None)
+  with pytest.raises(ValueError, match='size takes a value of type int'):
+    image_folder_config.get_config('size=0.5')
   config = _config(photos, teacher)
   config.data.dataset = 'cifar10'
   with pytest.raises(errors.ConfigError, match='for image_folder only'):

@@ -179,7 +179,7 @@ def test_changed_data_do_not_come_from_the_old_cache(tmp_path):
   file.unlink()
   second, lines = _load(where)
   assert len(second.labels) == 22
-  assert 'the data beside it have changed' in lines[0]
+  assert 'it was made of other data' in lines[0]
   assert second.fingerprint != first.fingerprint
 
 

@@ -41,7 +41,14 @@ def parse(arg: str | None, **defaults: bool | int | str) -> types.Config:
         )
       parsed[name] = value != 'False'
     else:
-      parsed[name] = type(defaults[name])(value)
+      kind = type(defaults[name])
+      try:
+        parsed[name] = kind(value)
+      except ValueError as e:
+        raise ValueError(
+          f'config argument {item!r}: {name} takes a value of type '
+          f'{kind.__name__}, such as {defaults[name]!r}'
+        ) from e
   return parsed
 
 

@@ -15,8 +15,10 @@ from td_jax import errors
 from td_jax.data import dataset
 
 SUFFIXES = (
-  '.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff'
+  '.jpg', '.jpeg', '.jfif', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff'
 )  # fmt: skip
+# Pictures that Pillow cannot read, or not by itself.
+UNREADABLE = ('.heic', '.heif', '.avif', '.jp2', '.dng', '.cr2', '.nef', '.svg')
 # A file, a PIL image, or uint8 [h, w, 3] or grey [h, w].
 Image = Any
 _ORIENTATION = 0x0112  # The EXIF tag; 1 is upright.
@@ -63,6 +65,8 @@ def decode(encoded: bytes) -> np.ndarray:
   try:
     with PIL.Image.open(io.BytesIO(encoded)) as opened:
       return _rgb(opened)
+  except PIL.UnidentifiedImageError as e:  # Its message names no file.
+    raise dataset.CorruptError('it is no image that can be read') from e
   except Exception as e:
     raise dataset.CorruptError(errors.one_line(e)) from e
 
@@ -97,9 +101,13 @@ def _rgb(image: Any) -> np.ndarray:
   # `exif_transpose` copies an upright image too.
   if image.getexif().get(_ORIENTATION, 1) != 1:
     image = PIL.ImageOps.exif_transpose(image)
-  if image.mode.startswith('I'):
+  if image.mode.startswith('I;16') or (image.mode, image.format) == (
+    'I',
+    'PNG',
+  ):
     # 16 bits in one channel, which Pillow would clip to 255 instead of scale.
-    levels = np.asarray(image)
-    levels = (levels >> 8 if levels.max() > 255 else levels).astype(np.uint8)
+    levels = (np.asarray(image) >> 8).astype(np.uint8)
     return np.repeat(levels[..., None], 3, axis=2)
+  if image.mode in ('I', 'F'):
+    raise ValueError('its pixels have 32 bits, whose range is not known')
   return np.asarray(image.convert('RGB'))

@@ -90,11 +90,31 @@ def load(data_dir: str) -> dataset.Dataset:
   )
 
 
+def labels(folder: dataset.Dataset, split: str) -> Sequence[int]:
+  """The labels of a split of a dataset that `load` returned."""
+  reader = folder.reader(split)
+  assert isinstance(reader, _Reader)
+  return reader.labels
+
+
 def unlabelled_folder(data_dir: str) -> str:
   """The folder of images without labels inside `data_dir`; '' if it has none."""
   root = _root(data_dir, _LAYOUT)
-  folders = (f'{root}/{name}' for name in _UNLABELLED)
-  return next((folder for folder in folders if os.path.isdir(folder)), '')
+  with _readable():
+    for name in sorted(os.listdir(root)):
+      if name.lower() in _UNLABELLED and any(_walk(f'{root}/{name}')):
+        return f'{root}/{name}'
+  return ''
+
+
+def unreadable(data_dir: str) -> list[str]:
+  """Pictures below `data_dir` of a kind that cannot be read."""
+  return [
+    f'{folder}/{name}'
+    for folder, _, names in os.walk(_root(data_dir, _LAYOUT))
+    for name in names
+    if name.lower().endswith(image_files.UNREADABLE)
+  ]
 
 
 def load_unlabelled(data_dir: str) -> dataset.Dataset:
@@ -137,14 +157,14 @@ class _Reader:
 
   def __init__(self, paths: Sequence[str], labels: Sequence[int]):
     self.shards = (len(paths),)
-    self._paths, self._labels = paths, labels
+    self.labels, self._paths = labels, paths
 
   def read(self, ids: Sequence[int]) -> list[dataset.Example]:
     examples = []
     for number in ids:
       with open(self._paths[number], 'rb') as file:
         image = image_files.for_tensorflow(file.read())
-        examples.append(dataset.Example(image, self._labels[number]))
+        examples.append(dataset.Example(image, self.labels[number]))
     return examples
 
   def prefetch(self, ids: Sequence[int]) -> None:
@@ -161,7 +181,10 @@ def _root(data_dir: str, layout: str) -> str:
       f'dataset {NAME!r} needs data_dir to be a local folder with {layout};'
       f' it is {data_dir!r}.'
     )
-  return os.path.abspath(os.path.expanduser(data_dir))
+  root = os.path.abspath(os.path.expanduser(data_dir))
+  if not os.path.isdir(root):
+    raise errors.DataError(f'{root} is no folder; it must hold {layout}.')
+  return root
 
 
 def stamp(data_dir: str) -> str:
@@ -226,12 +249,23 @@ def _splits(root: str) -> dict[str, str]:
     )
   ]
   labels = [name for name in folders if _images(root, name)]
-  known = {name for names in SPLITS.values() for name in names}
-  if splits and (known.intersection(splits) or set(labels) <= set(splits)):
+  if splits and (any(map(part, splits)) or set(labels) <= set(splits)):
     return {name: f'{root}/{name}' for name in splits}
+  if any(map(part, labels)):
+    raise errors.DataError(
+      f'{root} holds images in {labels[0]} itself; put them into a folder for '
+      f'each class, laid out as {_LAYOUT}.'
+    )
   if labels:
     return {TRAIN: root}
   raise errors.DataError(f'{root} holds no images laid out as {_LAYOUT}.')
+
+
+def part(split: str) -> str:
+  """train, validation or test if a folder is called so; else ''."""
+  return next(
+    (part for part, names in SPLITS.items() if split.lower() in names), ''
+  )
 
 
 def _images(folder: str, label: str) -> list[_Image]:
@@ -249,15 +283,16 @@ def _images(folder: str, label: str) -> list[_Image]:
 
 def _misplaced(root: str, folders: Mapping[str, str]) -> Iterator[str]:
   """What to say of images that lie in no folder of a label."""
-  for split, folder in folders.items():
-    if folder == root:
-      continue
+  outside = [root, *(folder for folder in folders.values() if folder != root)]
+  if root not in folders.values():  # Beside the splits there is nothing else.
+    outside += [
+      f'{root}/{name}' for name in _folders(root) if name not in folders
+    ]
+  for folder in outside:
     stray = [name for name in os.listdir(folder) if _is_image(name)]
     if stray:
-      yield (
-        f'{len(stray)} images of {split} lie in no folder of a label, such as '
-        f'{split}/{min(stray)}'
-      )
+      example = os.path.relpath(f'{folder}/{min(stray)}', root)
+      yield f'{len(stray)} images lie in no folder of a label, such as {example}'
   for folder in folders.values():
     deeper = [
       path
@@ -289,7 +324,12 @@ def _wrong_labels(
     if key in seen:
       yield f'the labels {seen[key]!r} and {name!r} differ in spelling only'
     seen[key] = name
-  trained = {image.label for image in images.get(TRAIN, ())}
+  trained = {
+    image.label
+    for split, rows in images.items()
+    if part(split) == TRAIN
+    for image in rows
+  }
   for split, rows in images.items():
     unknown = sorted({image.label for image in rows} - trained)
     if trained and unknown:
@@ -314,7 +354,7 @@ def _folders(path: str) -> list[str]:
     for entry in os.scandir(path)
     if entry.is_dir()
     and entry.name[0] != '.'
-    and entry.name not in (dataset.CACHE, *_UNLABELLED)
+    and entry.name.lower() not in (dataset.CACHE, *_UNLABELLED)
   )
 
 

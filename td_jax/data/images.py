@@ -68,8 +68,8 @@ def load_columns(
     seed: Determines which ones. A smaller limit selects a subset of what a
       larger one does.
     labelled: Whether each image must have a label; -1 stands for none.
-    size: If images of a folder differ in size, they are brought to this side in
-      pixels, see `preprocess.whole_image`.
+    size: If images of a folder differ in size, or `smaller_side` is not 0, they
+      are brought to this side in pixels, see `preprocess.whole_image`.
     smaller_side: Likewise.
     log: Receives progress and warnings.
 
@@ -132,33 +132,37 @@ def _decode(
 ) -> Columns:
   """Decodes all images of a whole split; see `load_columns`."""
   log(f'{dataset.name}: decoding the {len(source)} images of {split}, once')
-  in_files = dataset.name == image_folder.NAME
-  decode = _decode_files if in_files else _decode_tfds
-  try:
-    images, labels = _stack(dataset, source, split, decode(source))
-  except _OtherSizeError as e:
-    if not (in_files and size):
-      raise errors.DataError(
-        f'{e}: images that differ in size have to be streamed '
-        "(config.data.memory='stream')."
-      ) from e
-    log(
-      f'the images of {split} differ in size: each is brought to {size} x {size}'
+  if dataset.name != image_folder.NAME:
+    return _columns(
+      *_stack(dataset, source, split, _decode_tfds(source)), dataset.class_names
     )
 
-    def fitted(pixels: np.ndarray) -> np.ndarray:
-      levels = preprocess.whole_image(
-        pixels, size=size, smaller_side=smaller_side
+  def fitted(pixels: np.ndarray) -> np.ndarray:
+    levels = preprocess.whole_image(
+      pixels, size=size, smaller_side=smaller_side
+    )
+    return np.floor(levels + 0.5).astype(np.uint8)
+
+  if not smaller_side:
+    # Whole images of one size are kept: the device stretches or crops them.
+    try:
+      return _columns(
+        *_stack(dataset, source, split, _decode_files(source)),
+        dataset.class_names,
       )
-      return np.floor(levels + 0.5).astype(np.uint8)
+    except _OtherSizeError:
+      if not size:
+        raise
+      log(
+        f'{split}: images differ in size; each is stretched to {size} x {size}'
+      )
+  return _columns(
+    *_stack(dataset, source, split, _decode_files(source, fitted)),
+    dataset.class_names,
+  )
 
-    images, labels = _stack(
-      dataset, source, split, _decode_files(source, fitted)
-    )
-  return _columns(images, labels, dataset.class_names)
 
-
-class _OtherSizeError(Exception):
+class _OtherSizeError(errors.DataError):
   """An image has another size than the first."""
 
 
@@ -176,7 +180,8 @@ def _stack(
     if image.shape != images.shape[1:]:
       raise _OtherSizeError(
         f'{source.name(row)} has shape {image.shape}, but record 0 has '
-        f'{images.shape[1:]}'
+        f'{images.shape[1:]}: images that differ in size have to be streamed '
+        "(config.data.memory='stream')."
       )
     images[row], labels[row] = image, label
   return images, labels
@@ -193,7 +198,9 @@ def _decode_files(
       [example] = source.read(np.array([number]))
       return convert(image_files.decode(example.image)), example.label
     except dataset_lib.CorruptError as e:
-      raise errors.DataError(f'{source.name(number)} is corrupt: {e}') from e
+      raise errors.DataError(
+        f'{source.name(number)} is corrupt: {e}. Replace or remove it.'
+      ) from e
     # A failing disk or a missing file: the image itself may be intact.
     except OSError as e:
       raise errors.IOFailedError(
@@ -306,7 +313,7 @@ def _load_cache(
       raise ValueError(f'it unpacks to {unpacked} bytes')
     with np.load(cache, allow_pickle=False) as stored:
       if stored['stamp'] != stamp:
-        raise ValueError('the data beside it have changed')
+        raise ValueError('it was made of other data, or for another size')
       columns = _columns(
         stored['images'], stored['labels'], stored['class_names'].tolist()
       )

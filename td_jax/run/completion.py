@@ -8,6 +8,7 @@ from td_jax import models
 from td_jax import types
 from td_jax.run import saved
 from td_jax.run import teachers
+from td_jax.run import workdir
 from td_jax.storage import paths
 
 # What no weights determine; the second line is the student's own.
@@ -75,6 +76,12 @@ def _stored(
     assert describe is not None  # Configs with `as_stored` have ViTs.
     settings, scale = describe(folder)
   else:
+    if not (paths.as_path(folder) / workdir.CONFIG).exists():
+      raise errors.DataError(
+        f'the teacher {folder!r} is neither published weights (a .npz file, or a '
+        'folder with config.json and model.safetensors) nor the folder of a run; '
+        '`td_jax teacher` lists ways to one.'
+      )
     run = saved.config_of(paths.as_path(folder))
     settings, scale = run.model.to_dict(), (run.data.mean, run.data.std)
   return {

@@ -64,7 +64,7 @@ Ways to a teacher, each a folder or a file for --config=NAME:teacher=...
       Models of google-research/vision_transformer and of big_vision, as they
       are. Over HTTPS: https://storage.googleapis.com/vit_models/...
   teacher=RUN
-      The network of another run of td_jax on images.
+      The network of another run of td_jax on images of the same classes.
 """
 
 
@@ -83,6 +83,8 @@ def get(name: str, out: pathlib.Path, *, log: types.Log) -> None:
     errors.DataError: No host can be reached.
     errors.IOFailedError: `out` cannot be written.
   """
+  if out.exists() and not out.is_dir():
+    raise errors.ConfigError(f'--out is {out}, a file; name a folder.')
   if (out / 'model.safetensors').exists():
     raise errors.ConfigError(
       f'{out} holds weights already; choose another folder with --out.'
