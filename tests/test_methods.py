@@ -35,6 +35,8 @@ from td_jax.training import optim
 from td_jax.training import scan
 from td_jax.training import step as step_lib
 
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
+
 N, B = 48, 8
 SEEDS = 2
 CLASSES = 4

@@ -248,15 +248,16 @@ def _splits(root: str) -> dict[str, str]:
       _images(f'{root}/{name}', label) for label in _folders(f'{root}/{name}')
     )
   ]
-  labels = [name for name in folders if _images(root, name)]
-  if splits and (any(map(part, splits)) or set(labels) <= set(splits)):
+  with_images = [name for name in folders if _images(root, name)]
+  if splits and (any(map(part, splits)) or set(with_images) <= set(splits)):
     return {name: f'{root}/{name}' for name in splits}
-  if any(map(part, labels)):
+  # Not the layout root/label, if one of its labels has the name of a split.
+  for name in filter(part, with_images):
     raise errors.DataError(
-      f'{root} holds images in {labels[0]} itself; put them into a folder for '
-      f'each class, laid out as {_LAYOUT}.'
+      f'{root} holds images in {name} itself; put them into a folder for each '
+      f'class, laid out as {_LAYOUT}.'
     )
-  if labels:
+  if with_images:
     return {TRAIN: root}
   raise errors.DataError(f'{root} holds no images laid out as {_LAYOUT}.')
 
