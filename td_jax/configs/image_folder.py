@@ -8,8 +8,7 @@ each split, as in PHOTOS/train/cat/1.jpg. The classes are those folders. Without
 split for validation every fifth image is held out; a test split is optional. The
 images of PHOTOS/unlabelled are seen without a label.
 
-Hardware: a CPU with 2 cores takes about 10 minutes with the default arguments and
-a ViT-S/14; a GPU or a TPU allows size=224.
+Hardware: any; larger images, such as size=224, take a GPU or a TPU.
 
 Arguments after the colon:
   data: the folder of images.

@@ -284,12 +284,9 @@ def _images(folder: str, label: str) -> list[_Image]:
 
 def _misplaced(root: str, folders: Mapping[str, str]) -> Iterator[str]:
   """What to say of images that lie in no folder of a label."""
-  outside = [root, *(folder for folder in folders.values() if folder != root)]
-  if root not in folders.values():  # Beside the splits there is nothing else.
-    outside += [
-      f'{root}/{name}' for name in _folders(root) if name not in folders
-    ]
-  for folder in outside:
+  # Beside folders for splits there must be nothing else.
+  beside = [] if root in folders.values() else _folders(root)
+  for folder in (root, *(f'{root}/{name}' for name in beside)):
     stray = [name for name in os.listdir(folder) if _is_image(name)]
     if stray:
       example = os.path.relpath(f'{folder}/{min(stray)}', root)

@@ -132,9 +132,10 @@ def _decode(
 ) -> Columns:
   """Decodes all images of a whole split; see `load_columns`."""
   log(f'{dataset.name}: decoding the {len(source)} images of {split}, once')
-  if dataset.name != image_folder.NAME:
+
+  def columns(decoded: Iterator[tuple[np.ndarray, int]]) -> Columns:
     return _columns(
-      *_stack(dataset, source, split, _decode_tfds(source)), dataset.class_names
+      *_stack(dataset, source, split, decoded), dataset.class_names
     )
 
   def fitted(pixels: np.ndarray) -> np.ndarray:
@@ -143,23 +144,19 @@ def _decode(
     )
     return np.floor(levels + 0.5).astype(np.uint8)
 
+  if dataset.name != image_folder.NAME:
+    return columns(_decode_tfds(source))
   if not smaller_side:
     # Whole images of one size are kept: the device stretches or crops them.
     try:
-      return _columns(
-        *_stack(dataset, source, split, _decode_files(source)),
-        dataset.class_names,
-      )
+      return columns(_decode_files(source))
     except _OtherSizeError:
       if not size:
         raise
       log(
         f'{split}: images differ in size; each is stretched to {size} x {size}'
       )
-  return _columns(
-    *_stack(dataset, source, split, _decode_files(source, fitted)),
-    dataset.class_names,
-  )
+  return columns(_decode_files(source, fitted))
 
 
 class _OtherSizeError(errors.DataError):

@@ -6,6 +6,7 @@ from td_jax import data
 from td_jax import errors
 from td_jax import models
 from td_jax import types
+from td_jax.data import preprocess
 from td_jax.run import saved
 from td_jax.run import teachers
 from td_jax.run import workdir
@@ -15,7 +16,6 @@ from td_jax.storage import paths
 _RUNNING = ('name', 'split', 'dropout', 'dtype', 'remat', 'scan')
 _STUDENTS = ('depth', 'pooling', 'pre_logits_width')
 _PATCHES = 8  # On each side of an image, if its size is not given.
-_SYMMETRIC = (127.5, 127.5, 127.5)  # Mean and std if nothing else is known.
 
 
 def complete(config: types.Config, *, log: types.Log) -> types.Config:
@@ -62,7 +62,7 @@ def _take_over(config: types.Config) -> None:
   images = config.data
   if not images.size:
     images.size = images.smaller_side = _PATCHES * teacher.patch
-  mean, std = scale or (_SYMMETRIC, _SYMMETRIC)
+  mean, std = scale or preprocess.SYMMETRIC
   images.mean, images.std = images.mean or mean, images.std or std
 
 
