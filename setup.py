@@ -70,6 +70,7 @@ setuptools.setup(
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12.0',
     'pillow>=10',  # Decodes the images that a student is asked about.
+    'pyarrow>=16',  # Reads CSV and Parquet files.
     'safetensors>=0.4.3',  # Weights of Hugging Face models.
     'tensorboardX>=2.6',  # Writes events without importing TensorFlow.
     'scipy>=1.13',  # Student's t distribution, for the tables.

@@ -9,6 +9,7 @@ choices, and how to mend it. `run/command.py` prints it without a traceback;
 from collections.abc import Iterable
 import difflib
 
+_MOST_CHOICES = 30  # That a message lists.
 _LONGEST = 200  # Characters of a foreign error that fit into a message.
 
 
@@ -74,6 +75,7 @@ def choose(field: str, value: str, choices: Iterable[str]) -> str:
     return value
   near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
   hint = f' Did you mean {near[0]!r}?' if near else ''
-  raise ConfigError(
-    f'{field} is {value!r}; choose one of: {", ".join(choices)}.{hint}'
-  )
+  shown = ', '.join(choices[:_MOST_CHOICES])
+  if len(choices) > _MOST_CHOICES:
+    shown += f', ... ({len(choices)} in all)'
+  raise ConfigError(f'{field} is {value!r}; choose one of: {shown}.{hint}')

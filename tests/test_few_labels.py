@@ -562,7 +562,7 @@ def test_a_class_with_too_few_images(image_config):
 @pytest.mark.parametrize(
   ('overrides', 'message'),
   [
-    ({'data.unlabelled.source': 'rest'}, 'hides no rating'),
+    ({'data.unlabelled.source': 'rest'}, 'hides no label'),
     ({'data.unlabelled.source': 'dataset'}, 'choose one of: none, pairs, rest'),
     ({'data.unlabelled.pairs': -1}, 'pairs is -1'),
     ({'teacher.labels': 'none'}, 'choose one of: all, kept'),

@@ -3,6 +3,8 @@
 NAMES = (
   'image_folder',
   'movielens',
+  'ratings',
+  'table',
   'vit_cifar10',
   'vit_cifar100',
   'vit_imagenet',

@@ -152,6 +152,43 @@ def images(
   return cfg
 
 
+def table(path: str, *, columns: str, others: str) -> types.Config:
+  """A table of your own: a CSV file, or a Parquet file (.parquet).
+
+  Args:
+    path: The file.
+    columns: The default of the keys that name a column: '', or 'auto'.
+    others: What becomes of columns that no key names: 'use' or 'ignore'.
+  """
+  cfg: Any = ml_collections.ConfigDict()
+  cfg.csv = path
+  cfg.delimiter = ','
+  # A column each. '': there is none; auto: the column with a usual name, such as
+  # user_id, if there is one.
+  cfg.target = columns  # What is predicted; may be empty in some rows.
+  cfg.user, cfg.item = columns, columns
+  cfg.time = columns
+  cfg.title = columns  # Text about an item, read as a bag of words.
+  cfg.genres = columns  # Words about an item, such as Drama|War.
+  # A further file with the columns item, title and genres; '': none.
+  cfg.details = ''
+  cfg.categories, cfg.numbers = (), ()  # Further columns, which describe a row.
+  # Columns that no key names: ignore, or use as categories and numbers.
+  cfg.others = others
+  cfg.kind = 'auto'  # regression, classification, or auto: by the values.
+  # Rows are ordered by time or at random, and the last are for the test; auto: by
+  # time if there is such a column.
+  cfg.order = 'auto'
+  cfg.order_seed = 0  # Of the random order.
+  cfg.test_share = 0.1  # Of the rows with a target.
+  cfg.validation_share = 0.1  # Of what is left.
+  # Students learn the rows whose column `by` is, or among genres has, this value;
+  # teachers of our own learn all rows. task '': all rows; by auto: the genres.
+  cfg.by, cfg.task = '', ''
+  cfg.update(few_labels('table'))
+  return cfg
+
+
 def few_labels(domain: str) -> types.Config:
   """Which labels of a dataset are hidden, and what is seen without a label.
 
@@ -166,14 +203,14 @@ def few_labels(domain: str) -> types.Config:
     0  # Seed of the choice of labels, the same for all students.
   )
   cfg.unlabelled = ml_collections.ConfigDict()
-  # none, rest (the examples whose labels are hidden), for ratings pairs (random
-  # pairs of a user and a movie), or for images dataset (the keys below).
+  # none, rest (the examples whose labels are hidden or absent), for ratings pairs
+  # (random pairs of a user and a movie), or for images dataset (the keys below).
   cfg.unlabelled.source = 'none'
   cfg.unlabelled.share = 0.5  # Share of a batch without labels.
-  if domain == 'movielens':
-    # The genre whose ratings `share` hides; '': the genre of the run.
-    cfg.labels.genre = ''
-    cfg.unlabelled.pairs = 0  # Number of random pairs; 0: one for each rating.
+  if domain in ('movielens', 'table'):
+    # The genre or task whose labels `share` hides; '': that of the run.
+    cfg.labels['genre' if domain == 'movielens' else 'task'] = ''
+    cfg.unlabelled.pairs = 0  # Number of random pairs; 0: one for each row.
   else:
     # Number of labels kept in each class, in place of a share; 0: by `share`.
     cfg.labels.per_class = 0

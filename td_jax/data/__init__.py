@@ -15,7 +15,9 @@ from td_jax.data import classification
 from td_jax.data import image_defaults
 from td_jax.data import image_inputs
 from td_jax.data import movielens
-from td_jax.data import rating_inputs
+from td_jax.data import own_table
+from td_jax.data import table_inputs
+from td_jax.data import table_task
 from td_jax.data import task as task_lib
 
 
@@ -37,7 +39,8 @@ class Domain(NamedTuple):
   shapes: Callable[[types.Config], task_lib.Task]
   # Changes a config in place so that its run uses all data, as a teacher does.
   use_all_data: Callable[[types.Config], None]
-  task_loss: str  # A key of `losses.TASK_LOSSES`.
+  # config -> a key of `losses.TASK_LOSSES`.
+  task_loss: Callable[[types.Config], str]
   # (config, what `Task.inputs` made) -> a function: raw examples [n] -> x, the
   # input of a student, leaves [n, ...]. Its `blank` is such an example.
   encoder: Callable[[types.Config, Mapping[str, np.ndarray]], Any]
@@ -52,8 +55,19 @@ DOMAINS = {
     task=movielens.task,
     shapes=movielens.load,
     use_all_data=movielens.use_all_genres,
-    task_loss=movielens.TASK_LOSS,
-    encoder=lambda config, kept: rating_inputs.Encoder(kept),
+    task_loss=lambda config: table_task.REGRESSION,
+    encoder=lambda config, kept: table_inputs.Encoder(kept),
+  ),
+  'table': Domain(
+    check=own_table.check,
+    inputs=lambda config: {},
+    complete=own_table.complete,
+    read=own_table.read,
+    task=own_table.task,
+    shapes=own_table.load,
+    use_all_data=own_table.use_all_tasks,
+    task_loss=own_table.task_loss,
+    encoder=lambda config, kept: table_inputs.Encoder(kept),
   ),
   'images': Domain(
     check=classification.check,
@@ -63,7 +77,7 @@ DOMAINS = {
     task=classification.task,
     shapes=classification.shapes,
     use_all_data=lambda config: None,
-    task_loss=classification.TASK_LOSS,
+    task_loss=lambda config: classification.TASK_LOSS,
     encoder=lambda config, kept: image_inputs.Encoder(config),
   ),
 }

@@ -40,6 +40,8 @@ def load(
   """
   errors.choose('config.data.dataset', name, DATASETS)
   if name == sources.DATASET:
+    if data_dir:
+      sources.check_named(data_dir)
     return sources.movielens_100k(data_dir, log=log)
   folder = tfds_lib.find(name, data_dir)
   if paths.is_remote(folder):

@@ -86,6 +86,23 @@ def movielens_100k(
   )
 
 
+def check_named(data_dir: str) -> None:
+  """Raises a DataError if a folder that the user has named lacks the ratings.
+
+  They are downloaded into the default folder only: a named one is meant to have
+  data, perhaps others.
+  """
+  root = _data_root(data_dir)
+  if not (
+    _cache_path(root).exists() or _prepared_folder(root) or _archives(root)
+  ):
+    raise errors.DataError(
+      f'config.data.dir is {str(root)!r}, which has no {DATASET}; leave it empty to '
+      'download MovieLens-100K, or train on ratings of your own with '
+      '--config=ratings:data=FILE.'
+    )
+
+
 def _data_root(data_dir: str) -> pathlib.Path:
   """Returns the TFDS data folder, which must be local."""
   root = tfds_lib.data_dir(data_dir)
@@ -169,15 +186,22 @@ def _read_tfds(folder: pathlib.Path) -> ratings_lib.Ratings:
 
 def _from_download(root: pathlib.Path, log: types.Log) -> ratings_lib.Ratings:
   """Lets TFDS prepare the archive, which it may have downloaded earlier."""
-  downloads = root / 'downloads'
-  # TFDS writes the .INFO file last, once the archive is complete.
-  before = [*downloads.glob(f'*{_ARCHIVE}.INFO')]
-  before += downloads.glob(f'movielens/*{_ARCHIVE}.INFO')
+  downloads, before = root / 'downloads', _archives(root)
   if not before and not tfds_lib.answers(HOST):
     raise _UnavailableError(f'{HOST} does not answer')
   where = downloads if before else f'https://{HOST}'
   log(f'MovieLens-100K: TFDS prepares the archive in {where}')
   return _prepare(downloads if before else None, log)
+
+
+def _archives(root: pathlib.Path) -> list[pathlib.Path]:
+  """The marks of archives that TFDS has downloaded earlier."""
+  # TFDS writes the .INFO file last, once the archive is complete.
+  downloads = root / 'downloads'
+  return [
+    *downloads.glob(f'*{_ARCHIVE}.INFO'),
+    *downloads.glob(f'movielens/*{_ARCHIVE}.INFO'),
+  ]
 
 
 def _prepare(

@@ -27,6 +27,8 @@ class Task(NamedTuple):
   fingerprint: str  # SHA-256 of the records; a resumed run must match it.
   # Scores of models without a network: {name: {split: score}}.
   baselines: Callable[[], dict[str, dict[str, float]]]
+  # What methods divide labels and outputs by; scores are of the labels as they are.
+  unit: float = 1.0
   make_batch: feed.MakeBatch | None = None  # Passed to `feed.feed`.
   # Arrays that the run's folder keeps, for `data.Domain.encoder`.
   inputs: Callable[[], Mapping[str, np.ndarray]] = dict

@@ -106,6 +106,29 @@ def stateless(
   return Method(init, lambda params, lesson: loss(lesson), frozenset(needs))
 
 
+def in_units(method: Method, unit: float) -> Method:
+  """A method that sees labels and outputs in units of `unit`.
+
+  So costs and their weights do not depend on whether a price is in dollars or in
+  thousands of them. Reported costs are in the square of the unit, too.
+  """
+
+  def scaled(lesson: Lesson) -> Lesson:
+    def side(side: split.Side) -> split.Side:
+      return side._replace(output=side.output / unit)
+
+    return lesson._replace(
+      student=side(lesson.student),
+      teachers={name: side(each) for name, each in lesson.teachers.items()},
+      batch=lesson.batch._replace(y=lesson.batch.y / unit),
+    )
+
+  return method._replace(
+    init=lambda rng, lesson: method.init(rng, scaled(lesson)),
+    loss=lambda params, lesson: method.loss(params, scaled(lesson)),
+  )
+
+
 def check_tokens(lesson: Lesson) -> None:
   """Raises a ConfigError unless all states have the same tokens."""
   student = split.tokens(lesson.student.states)

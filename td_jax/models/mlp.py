@@ -1,7 +1,8 @@
 """The paper's recommender: embeddings, then an MLP (section 6.2).
 
-The input is 300 wide: 100 for the user, 100 for the movie, 50 for the words of
-its title and 50 for its genres, both as bags. Layer i is H_i of section 3.1.
+The input of the paper is 300 wide: 100 for the user, 100 for the movie, 50 for the
+words of its title and 50 for its genres, both as bags. Other tables may lack any of
+them, and add categories and numbers. Layer i is H_i of section 3.1.
 """
 
 from collections.abc import Mapping
@@ -41,30 +42,47 @@ def tokens(settings: Any, inputs: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 class MLP(split_lib.Network):
-  """Ratings from ids and bags; ReLU layers, then one number.
+  """Ratings, or classes, from ids, bags and numbers; ReLU layers.
 
-  `x` has `user` int [b], `movie` int [b] (0 is unknown), `title` int [b, w]
-  (0 is padding) and `genres` float [b, g] (rows sum to 1).
+  `x` has, as far as they exist, `user` int [b], `movie` int [b] and `category_0`, ...
+  int [b] (0 is unknown), `title` int [b, w] (0 is padding), `genres` float [b, g]
+  (rows sum to 1) and `numbers` float [b, f].
   """
 
-  users: int  # Rows of the table, including the unknown one.
-  movies: int
-  words: int
   hidden: tuple[int, ...]  # Widths of the ReLU layers.
   split: tuple[int, int]  # (l, h) of section 3.1.
   dropout: float  # On the input of every layer but the first.
   unknown_rate: float  # Chance to replace an id by `UNKNOWN` in training.
-  mean: float  # The output's initial bias: the mean rating.
+  # Rows of the tables, including the unknown one; 0: there is none.
+  users: int = 0
+  movies: int = 0
+  words: int = 0
+  categories: tuple[int, ...] = ()
+  tagged: bool = True  # Whether `x` has genres.
+  classes: int = 0  # Width of the output; 0: one number.
+  mean: float = 0.0  # The initial output: the mean rating.
+  unit: float = 1.0  # What the last layer's output is multiplied by.
   id_width: int = 100
   bag_width: int = 50
 
   def setup(self):
-    self.user = nn.Embed(self.users, self.id_width)
-    self.movie = nn.Embed(self.movies, self.id_width)
-    self.title = nn.Embed(self.words, self.bag_width)
-    self.genres = nn.Dense(self.bag_width, use_bias=False)
+    if self.users:
+      self.user = nn.Embed(self.users, self.id_width)
+    if self.movies:
+      self.movie = nn.Embed(self.movies, self.id_width)
+    # A table of a few values needs no wide rows.
+    self.category = [
+      nn.Embed(rows, min(rows, self.id_width)) for rows in self.categories
+    ]
+    if self.words:
+      self.title = nn.Embed(self.words, self.bag_width)
+    if self.tagged:
+      self.genres = nn.Dense(self.bag_width, use_bias=False)
     self.layers = [nn.Dense(width) for width in self.hidden]
-    self.head = nn.Dense(1, bias_init=nn.initializers.constant(self.mean))
+    self.head = nn.Dense(
+      self.classes or 1,
+      bias_init=nn.initializers.constant(self.mean / self.unit),
+    )
     self.drop = layers.Dropout(self.dropout)
 
   def low(self, x: types.PyTree, *, train: bool) -> types.Hidden:
@@ -76,10 +94,11 @@ class MLP(split_lib.Network):
     """`H[l+1..h](low)`."""
     return self._run(self.layers[slice(*self.split)], low, train)
 
-  def output(self, high: types.Hidden, *, train: bool) -> types.PerExample:
-    """`H[h+1..n](high)`: ratings [b]."""
+  def output(self, high: types.Hidden, *, train: bool) -> types.Array:
+    """`H[h+1..n](high)`: ratings [b], or logits [b, classes]."""
     high = self._run(self.layers[self.split[1] :], high, train)
-    return self.head(self.drop(high, deterministic=not train))[:, 0]
+    output = self.head(self.drop(high, deterministic=not train))
+    return output if self.classes else output[:, 0] * self.unit
 
   def _run(
     self, dense_layers: Sequence[nn.Module], hidden: types.Array, train: bool
@@ -89,24 +108,32 @@ class MLP(split_lib.Network):
     return hidden
 
   def _embed(self, x: types.PyTree, train: bool) -> types.Array:
-    user, movie = x['user'], x['movie']
-    if train and self.unknown_rate:
+    tables = {}
+    if self.users:
+      tables['user'] = self.user
+    if self.movies:
+      tables['movie'] = self.movie
+    tables |= {f'category_{i}': table for i, table in enumerate(self.category)}
+    ids = {name: x[name] for name in tables}
+    if train and self.unknown_rate and ids:
       # Most test rows have an unseen id, so the unknown rows must be trained;
       # in training data every id is known.
+      examples = len(next(iter(ids.values())))
       hide = layers.chance(
-        self.make_rng('dropout'), self.unknown_rate, (2, len(user))
+        self.make_rng('dropout'), self.unknown_rate, (len(ids), examples)
       )
-      user = jnp.where(hide[0], UNKNOWN, user)
-      movie = jnp.where(hide[1], UNKNOWN, movie)
-    return jnp.concatenate(
-      [
-        self.user.embedding[user],
-        self.movie.embedding[movie],
-        _mean_of_words(self.title.embedding, x['title']),
-        self.genres(x['genres']),
-      ],
-      axis=-1,
-    )
+      ids = {
+        name: jnp.where(hidden, UNKNOWN, rows)
+        for hidden, (name, rows) in zip(hide, ids.items(), strict=True)
+      }
+    parts = [tables[name].embedding[rows] for name, rows in ids.items()]
+    if self.words:
+      parts.append(_mean_of_words(self.title.embedding, x['title']))
+    if self.tagged:
+      parts.append(self.genres(x['genres']))
+    if 'numbers' in x:
+      parts.append(x['numbers'])
+    return jnp.concatenate(parts, axis=-1)
 
 
 def _mean_of_words(table: types.PyTree, words: types.PyTree) -> types.Array:

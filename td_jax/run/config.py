@@ -36,7 +36,8 @@ _CHOICES = {
 }
 # Keys that may change when a run is resumed: they do not affect its results.
 _FREE = (
-  'allow_changed_config', 'checkpoint', 'parallel.', 'data.dir', 'eval_batch',
+  'allow_changed_config', 'checkpoint', 'parallel.', 'data.dir', 'data.csv',
+  'data.details', 'eval_batch',
   'teacher.cache_dir',
 )  # fmt: skip
 # Keys of version 0.1 and their names today, in the student's config and, where
@@ -68,7 +69,7 @@ def validate(config: types.Config) -> None:
   _check_learner(config, 'config', inputs)
   domain.check(config)
   _check_stages(config)
-  methods.check(config, task_loss=domain.task_loss)
+  methods.check(config, task_loss=domain.task_loss(config))
   models.check_init(config)
   _check_teacher(config, inputs)
 
@@ -80,7 +81,8 @@ def seeds(config: types.Config) -> list[int]:
 
 def needs(config: types.Config) -> frozenset[methods.Need]:
   """What the method of the run looks at; nothing for a teacher's own run."""
-  return methods.needs(config, task_loss=data.DOMAINS[config.domain].task_loss)
+  task_loss = data.DOMAINS[config.domain].task_loss(config)
+  return methods.needs(config, task_loss=task_loss)
 
 
 def teacher_names(config: types.Config) -> tuple[str, ...]:

@@ -159,12 +159,13 @@ def abstract_state(
 
 def method_of(config: types.Config, task: task_lib.Task) -> methods.Method:
   """The method of a run; a teacher's own run learns from its task alone."""
-  return methods.build(
+  method = methods.build(
     'scratch' if config.method == types.TEACHER else config.method,
     config=config,
     task_loss=task.task_loss,
     start=config.stages[0],
   )
+  return method if task.unit == 1 else methods.base.in_units(method, task.unit)
 
 
 def step_parts(

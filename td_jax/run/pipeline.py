@@ -115,8 +115,8 @@ def evaluate(
 ) -> dict[str, Any]:
   """Scores the best students of the run in `config.checkpoint`, or `path`.
 
-  Network, task and method are those of the run; only `parallel`, `data.dir`,
-  `eval_batch` and `checkpoint` of `config` are used.
+  Network, task and method are those of the run; only `parallel`, `eval_batch`,
+  `checkpoint` and the place of the data of `config` are used.
   """
   path = paths.as_path(config.checkpoint) if config.checkpoint else path
   trained = _stored(path, config)
@@ -205,7 +205,9 @@ def _stored(path: types.Path, config: types.Config) -> types.Config:
   """The stored config of a run, with the settings of this evaluation."""
   trained = saved.config_of(path)
   trained.parallel, trained.eval_batch = config.parallel, config.eval_batch
-  trained.data.dir = config.data.dir
+  for key in ('dir', 'csv', 'details'):
+    if key in trained.data and key in config.data:
+      trained.data[key] = config.data[key]
   return trained
 
 

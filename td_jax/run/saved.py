@@ -39,7 +39,7 @@ def config_of(folder: types.Path) -> types.Config:
   stored = files.read_json(file)
   try:
     config = ml_collections.ConfigDict(
-      _with_tuples(config_lib.upgraded(stored))
+      workdir.with_tuples(config_lib.upgraded(stored))
     )
     config_lib.validate(config)
   except Exception as e:  # The file may hold anything.
@@ -121,15 +121,6 @@ def check_dataset(
       f'{record["dataset"][:12]}, here {task.fingerprint[:12]}). Choose '
       'another --workdir, or --config.data.dir.'
     )
-
-
-def _with_tuples(value: Any) -> Any:
-  """Turns lists into tuples: JSON has no tuples, and configs no lists."""
-  if isinstance(value, dict):
-    return {key: _with_tuples(part) for key, part in value.items()}
-  if isinstance(value, list):
-    return tuple(_with_tuples(part) for part in value)
-  return value
 
 
 def _best(model: nn.Module, seed: types.Array, x: types.PyTree) -> step.Best:

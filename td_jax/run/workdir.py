@@ -137,7 +137,7 @@ def inputs(
   try:
     with file.open('rb') as opened, np.load(opened) as stored:
       arrays = dict(stored)
-    return json.loads(str(arrays.pop(_MODEL_ARGS))), arrays
+    return with_tuples(json.loads(str(arrays.pop(_MODEL_ARGS)))), arrays
   except FileNotFoundError as e:
     raise errors.DataError(
       f'{folder} has no {INPUTS}; is it the folder of a run? For a run of version '
@@ -155,3 +155,12 @@ def default(config_name: str) -> str:
   """A new folder under runs/, named after the config and the time."""
   now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
   return os.path.join('runs', f'{config_name}-{now}')
+
+
+def with_tuples(value: Any) -> Any:
+  """Turns lists into tuples: JSON has no tuples, and configs no lists."""
+  if isinstance(value, dict):
+    return {key: with_tuples(part) for key, part in value.items()}
+  if isinstance(value, list):
+    return tuple(with_tuples(part) for part in value)
+  return value

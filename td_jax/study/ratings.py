@@ -19,6 +19,7 @@ from typing import NamedTuple
 from td_jax import types
 from td_jax.configs import movielens as movielens_config
 from td_jax.data import movielens
+from td_jax.data import table_task
 from td_jax.study import search
 
 NAME = 'few_labels'
@@ -27,7 +28,7 @@ COLUMNS = movielens.GENRES
 # Where weights are tried: the densest and the sparsest genre.
 TUNED_ON = (COLUMNS[0], COLUMNS[-1])
 SHARES = (0.01, 0.05, 0.2, 1.0)
-TEACHERS = movielens.TEACHER_LABELS
+TEACHERS = table_task.TEACHER_LABELS
 TRIALS, TRIAL_SEEDS, SEEDS = 6, 2, 10
 _DRAWS = 5
 SCRATCH = 'scratch'

@@ -61,20 +61,10 @@ _HOW = {
     ```
     """,
 }
-_ARGUMENTS = {
-  'images': "{'image': image}",
-  'movielens': "{'user': user, 'movie': movie}",
-}
-_INPUTS = {
-  'images': """
+_IMAGES = """
     `image` is float32 [b, SIZE, SIZE, 3] of grey levels from 0 to 255, in the order
     red, green, blue. The output has logits [b, CLASSES].
-    """,
-  'movielens': """
-    `user` and `movie` are int32 [b], the numbers of ids in `numbers.json`; an id that
-    is not there has number 0. The output has ratings [b].
-    """,
-}
+    """
 
 
 def text(student: student_lib.Student, form: str) -> str:
@@ -106,7 +96,10 @@ def text(student: student_lib.Student, form: str) -> str:
     _filled(_HOW[form], config, student),
   ]
   if form not in ('safetensors', 'hf'):
-    lines += ['', _filled(_INPUTS[config.domain], config, student)]
+    if config.domain == 'images':
+      lines += ['', _filled(_IMAGES, config, student)]
+    else:
+      lines += ['', *_of_table(student)]
   if student.class_names:
     names = ', '.join(map(str, student.class_names))
     lines += ['', f'Classes, in the order of the logits: {names}.']
@@ -114,7 +107,8 @@ def text(student: student_lib.Student, form: str) -> str:
 
 
 def _data(student: student_lib.Student) -> list[str]:
-  config, results = student.config, student.results
+  data, results = student.config.data, student.results
+  source = data.csv if 'csv' in data else data.dataset
   labels = results.get('labels', results.get('train_examples'))
   unlabelled = results.get('unlabelled', 0)
   teachers = [
@@ -123,8 +117,28 @@ def _data(student: student_lib.Student) -> list[str]:
   ]
   return [
     f'It learnt from {labels:,} labelled and {unlabelled:,} unlabelled examples of '
-    f'`{config.data.dataset}`, and from {" and ".join(teachers) or "no teacher"}.'
+    f'`{source}`, and from {" and ".join(teachers) or "no teacher"}.'
   ]
+
+
+def _of_table(student: student_lib.Student) -> list[str]:
+  """What the arguments of a program are."""
+  encoder = student.preprocess
+  lines = [f'- `{name}`: `{column}`' for name, column in encoder.ids.items()]
+  lines = [
+    *lines,
+    'Each is int32 [b]: `numbers.json` has the number of each value; one that is '
+    'not there has number 0.',
+  ]
+  if encoder.numbers:
+    lines.append(
+      f'`numbers` is float32 [b, {len(encoder.numbers)}], of '
+      f'{", ".join(encoder.numbers)}; NaN where one is missing.'
+    )
+  shape = '[b]'
+  if student.class_names:
+    shape = f'logits [b, {len(student.class_names)}]'
+  return [*lines, '', f'The output is `{encoder.target}`, {shape}.']
 
 
 def _scores(student: student_lib.Student) -> list[list[str]]:
@@ -148,8 +162,11 @@ def _filled(
   text: str, config: types.Config, student: student_lib.Student
 ) -> str:
   """`text` with the facts of this run, and without its indentation."""
+  encoder = student.preprocess
+  names = encoder.arrays([encoder.blank])
+  arguments = ', '.join(f'{name!r}: {name}' for name in names)
   facts = {
-    '{ARGUMENTS}': _ARGUMENTS[config.domain],
+    '{ARGUMENTS}': f'{{{arguments}}}',
     'SIZE': config.data.get('size', ''),
     'CLASSES': len(student.class_names),
   }

@@ -9,8 +9,9 @@ Every format is a folder with a model card, README.md, and what the card says:
   onnx         model.onnx, of any batch size
 
 The programs take what a host can easily make: for images grey levels `image`
-float32 [b, size, size, 3], for ratings the numbers of `user` and `movie` int32 [b],
-which numbers.json lists. They return logits [b, classes] or ratings [b].
+float32 [b, size, size, 3]; for tables the numbers of `user`, `movie` and
+`category_0`, ... int32 [b], which numbers.json lists, and `numbers` float32 [b, f].
+They return logits [b, classes], or ratings [b] and other numbers.
 """
 
 import argparse
@@ -52,9 +53,9 @@ def export(student: student_lib.Student, form: str, out: pathlib.Path) -> None:
   """
   errors.choose('--format', form, FORMATS)
   contents = {**FORMATS[form](student), 'README.md': card.text(student, form)}
-  numbers = getattr(student.preprocess, 'numbers', None)
-  if numbers:
-    contents['numbers.json'] = _json(numbers)
+  known = getattr(student.preprocess, 'known', None)
+  if known:
+    contents['numbers.json'] = _json(known)
   for name, content in contents.items():
     with files.io_errors(out):
       (out / name).parent.mkdir(parents=True, exist_ok=True)

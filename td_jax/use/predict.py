@@ -4,7 +4,8 @@
   td_jax predict runs/movies 196,242 pairs.csv --out=predicted.csv
 
 For images an input is a file, or a folder, of which all images are taken. For
-ratings it is USER,MOVIE, or a CSV file with the columns `user` and `movie`.
+ratings it is USER,ITEM, and for all tables a CSV file with the columns that the
+student has learnt from.
 """
 
 import argparse
@@ -25,19 +26,21 @@ import numpy as np
 from td_jax import errors
 from td_jax import types
 from td_jax.data import image_folder
+from td_jax.data import table as table_lib
 from td_jax.run import command_line
 from td_jax.storage import files
 from td_jax.use import student as student_lib
 
 Row = dict[str, Any]
-# The names that a column of a CSV file may have.
-_COLUMNS = {'user': ('user', 'user_id'), 'movie': ('movie', 'movie_id', 'item')}
+# Other names that a column of a CSV file may have.
+_ALSO = {'user': ('user_id',), 'movie': ('movie_id', 'item')}
 
 
 class _Kind(NamedTuple):
   """How a domain's examples are named, and its predictions shown."""
 
-  read: Callable[[str], list[Any]]  # An input -> its examples.
+  # (student, input) -> the examples of the input.
+  read: Callable[[student_lib.Student, str], list[Any]]
   # (student, example, scores, top) -> a row.
   row: Callable[[student_lib.Student, Any, Any, int], Row]
 
@@ -66,7 +69,9 @@ def rows(
       could not be read.
   """
   kind = _KINDS[student.config.domain]
-  examples = [example for each in inputs for example in kind.read(each)]
+  examples = [
+    example for each in inputs for example in kind.read(student, each)
+  ]
   return _predicted(student, examples, top, batch, log)
 
 
@@ -113,8 +118,9 @@ def _preprocessed(
   return readable, jax.tree.map(lambda *x: np.concatenate(x), *inputs)
 
 
-def _images(name: str) -> list[str]:
+def _images(student: student_lib.Student, name: str) -> list[str]:
   """The image of that name, or all images below the folder."""
+  del student
   if not os.path.isdir(name):
     if not os.path.exists(name):
       raise errors.DataError(
@@ -127,78 +133,91 @@ def _images(name: str) -> list[str]:
 def _image_row(
   student: student_lib.Student, file: str, scores: np.ndarray, top: int
 ) -> Row:
+  return {'file': file} | _classes(student, scores, top)
+
+
+def _classes(student: student_lib.Student, scores: np.ndarray, top: int) -> Row:
   # Of equal probabilities the first class wins, as in `argmax`.
   order = np.argsort(-scores, kind='stable')[:top].tolist()
   best = [
     {'class': student.class_names[i], 'probability': float(scores[i])}
     for i in order
   ]
-  return {'file': file, **best[0], 'top': best}
+  return {**best[0], 'top': best}
 
 
-def _pairs(text: str) -> list[tuple[str, str]]:
-  """The pairs of a CSV file, or of USER,MOVIE."""
+def _table(student: student_lib.Student, text: str) -> list[Row]:
+  """The rows of a CSV file, or the pair USER,ITEM."""
+  encoder = student.preprocess
   if os.path.exists(text):
-    return _pairs_of_file(text)
-  user, comma, movie = text.partition(',')
-  if not (user and comma and movie):
+    return _rows_of_file(text, encoder.columns)
+  user, comma, item = text.partition(',')
+  if not encoder.are_pairs:
     raise errors.DataError(
-      f'{text!r} is neither a file nor USER,MOVIE, such as 196,242.'
+      f'{text} does not exist; name a CSV file with the columns '
+      f'{", ".join(encoder.columns)}.'
     )
-  return [(user.strip(), movie.strip())]
+  if not (user and comma and item):
+    raise errors.DataError(
+      f'{text!r} is neither a file nor USER,ITEM, such as 196,242.'
+    )
+  return [dict(zip(encoder.columns, (user.strip(), item.strip()), strict=True))]
 
 
-def _pairs_of_file(name: str) -> list[tuple[str, str]]:
+def _rows_of_file(name: str, wanted: Sequence[str]) -> list[Row]:
   try:
     with open(name, newline='', encoding='utf-8-sig') as opened:
       reader = csv.DictReader(opened)
       names = reader.fieldnames or []
-      columns = [
-        next((name for name in known if name in names), '')
-        for known in _COLUMNS.values()
-      ]
-      if not all(columns):
-        raise errors.DataError(
-          f'{name} has the columns {", ".join(names) or "(none)"}; it needs '
-          '`user` and `movie` in its first line.'
+      columns = {
+        column: next(
+          (each for each in (column, *_ALSO.get(column, ())) if each in names),
+          '',
         )
-      pairs = []
+        for column in wanted
+      }
+      lacking = [column for column, found in columns.items() if not found]
+      if lacking:
+        raise errors.DataError(
+          f'{name} has the columns {", ".join(names) or "(none)"}; its first line '
+          f'lacks {", ".join(lacking)}.'
+        )
+      rows = []
       for row in reader:
-        user, movie = (row[column] for column in columns)
-        if user is None or movie is None:
+        values = {column: row[found] for column, found in columns.items()}
+        if None in values.values():
           raise errors.DataError(
             f'{name}, line {reader.line_num} has too few columns.'
           )
-        pairs.append((user.strip(), movie.strip()))
-      return pairs
+        rows.append({column: value.strip() for column, value in values.items()})
+      return rows
   except (OSError, UnicodeDecodeError, csv.Error) as e:
     raise errors.DataError(
       f'{name} cannot be read as a CSV file: {errors.one_line(e)}.'
     ) from e
 
 
-def _rating_row(
-  student: student_lib.Student,
-  pair: tuple[str, str],
-  score: np.floating,
-  top: int,
+def _table_row(
+  student: student_lib.Student, example: Row, scores: Any, top: int
 ) -> Row:
-  del top  # There are no classes.
-  user, movie = pair
-  return {
-    'user': user,
-    'movie': movie,
-    'title': student.preprocess.title(movie),
-    'rating': float(score),
-    # Ids that the student has never seen: it then goes by the other id, the
-    # words of the title and the genres.
-    'unknown': student.preprocess.unknown(pair),
-  }
+  encoder = student.preprocess
+  row = dict(example)
+  item = encoder.ids.get(table_lib.ITEM)
+  if item and encoder.has_titles:
+    row['title'] = encoder.title(example[item])
+  if student.class_names:
+    row |= _classes(student, scores, top)
+  else:
+    row[encoder.target] = float(scores)
+  # Values that the student has never seen: it goes by the others, and by the title
+  # and genres of an item.
+  return row | {'unknown': encoder.unknown(example)}
 
 
 _KINDS = {
   'images': _Kind(_images, _image_row),
-  'movielens': _Kind(_pairs, _rating_row),
+  'movielens': _Kind(_table, _table_row),
+  'table': _Kind(_table, _table_row),
 }
 
 
@@ -233,7 +252,12 @@ def _command(args: argparse.Namespace, log: types.Log) -> None:
   predicted = rows(student, args.input, top=args.top, batch=args.batch, log=log)
   as_csv = args.out.endswith('.csv')
   if not args.out:
-    write(predicted, sys.stdout, as_csv=False)
+    try:
+      write(predicted, sys.stdout, as_csv=False)
+      sys.stdout.flush()
+    except BrokenPipeError:
+      # The reader, such as `head`, has seen enough. Python would flush again.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return
   with (
     files.io_errors(args.out),
@@ -252,8 +276,7 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument(
     'input',
     nargs='+',
-    help='images: files or folders; ratings: USER,MOVIE or CSV files with the '
-    'columns user and movie',
+    help='images: files or folders; ratings: USER,ITEM; all tables: CSV files',
   )
   parser.add_argument(
     '--out',

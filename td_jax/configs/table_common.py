@@ -1,0 +1,53 @@
+"""What `ratings` and `table` share: the networks and recipes of `movielens`."""
+
+from typing import Any
+
+from td_jax.configs import common
+
+
+def config(method: str, *, runlocal: bool) -> Any:
+  """A config without its `name` and `data`.
+
+  Args:
+    method: A method, or `teacher`.
+    runlocal: Whether the run is shortened to a few steps.
+  """
+  cfg: Any = common.run()
+  cfg.domain = 'table'
+  cfg.method = method
+  cfg.seeds = 3
+  cfg.update(
+    common.learner(
+      common.mlp(hidden=(128, 64), dropout=0.1, unknown_rate=0.2),
+      steps=1000,
+      batch_size=256,
+      optimizer_name='adamw',
+      learning_rate=1e-3,
+      weight_decay=0.3,
+      clip=0.0,
+    )
+  )
+  cfg.teacher = common.learner(
+    common.mlp(hidden=(512, 256), dropout=0.5, unknown_rate=0.1),
+    steps=1000,
+    batch_size=512,
+    optimizer_name='adamw',
+    learning_rate=1e-3,
+    weight_decay=1.0,
+    clip=0.0,
+  )
+  cfg.teacher.checkpoint = ''  # Folder of a teacher's run; '': train one.
+  # all: the teacher learns from all labels; kept: those that `data.labels` hides
+  # from the students are hidden from it too.
+  cfg.teacher.labels = 'kept'
+  # Whether the teacher's states are computed once, before training: faster, but 3 KB
+  # for each row.
+  cfg.teacher.cache = False
+  if runlocal:
+    cfg.seeds = 2
+    learners: list[Any] = [cfg, cfg.teacher]
+    for run in learners:
+      run.steps, run.steps_per_dispatch = 60, 20
+      run.log_every, run.eval_every = 20, 20
+      run.optim.warmup = 10
+  return cfg

@@ -1,0 +1,411 @@
+"""Tables of your own: ratings, or any rows of categories and numbers.
+
+`complete` looks at the file and names what a config leaves to it: columns with
+usual names, the kind of target, and rows that have none. `read` turns the rows into
+a `table.Table`, in the order in which `table_task` cuts them.
+"""
+
+from collections.abc import Callable
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from td_jax import errors
+from td_jax import types
+from td_jax.data import table as table_lib
+from td_jax.data import table_file
+from td_jax.data import table_task
+from td_jax.data import task as task_lib
+from td_jax.storage import files
+
+_AUTO = 'auto'
+_KINDS = (_AUTO, 'regression', 'classification')
+_ORDERS = (_AUTO, 'time', 'random')
+_OTHERS = ('use', 'ignore')
+# Names of columns that 'auto' finds, in lower case and without spaces and _.
+_USUAL = {
+  'target': ('rating', 'score', 'stars'),
+  'user': ('user', 'userid', 'reviewerid', 'customer', 'customerid'),
+  'item': (
+    'item',
+    'itemid',
+    'movie',
+    'movieid',
+    'product',
+    'productid',
+    'asin',
+  ),
+  'time': ('timestamp', 'time', 'date', 'datetime', 'unixreviewtime'),
+  'title': ('title', 'movietitle', 'itemtitle', 'name'),
+  'genres': ('genres', 'genre', 'tags'),
+}
+_ABOUT_ITEMS = ('title', 'genres')
+_LOOK = 10_000  # Rows that show whether a column has numbers.
+_SEPARATOR = '|'  # Between genres.
+
+
+class Rows(NamedTuple):
+  """A table and the tasks that its rows belong to."""
+
+  table: table_lib.Table
+  # The name of a task -> bool [N], its rows; raises a ConfigError for others.
+  of_task: Callable[[str], np.ndarray]
+
+
+def check(config: types.Config) -> None:
+  """Raises a ConfigError for settings that cannot work."""
+  data = config.data
+  errors.choose('config.data.kind', data.kind, _KINDS)
+  errors.choose('config.data.order', data.order, _ORDERS)
+  errors.choose('config.data.others', data.others, _OTHERS)
+  for key in ('test_share', 'validation_share'):
+    if not 0 < data[key] < 1:
+      raise errors.ConfigError(
+        f'config.data.{key} is {data[key]}; it is a share of the rows, above 0 '
+        'and below 1.'
+      )
+  if data.task and not data.by:
+    raise errors.ConfigError(
+      f'config.data.task is {data.task!r}, but config.data.by does not say which '
+      'column has the tasks.'
+    )
+  table_task.check(config)
+
+
+def task_loss(config: types.Config) -> str:
+  """A key of `losses.TASK_LOSSES`."""
+  if config.data.kind == 'classification':
+    return table_task.CLASSIFICATION
+  return table_task.REGRESSION
+
+
+def use_all_tasks(config: types.Config) -> None:
+  """Makes the run of `config` use the rows of all tasks."""
+  table_task.use_all_tasks(config, 'task')
+
+
+def load(config: types.Config, *, log: types.Log = print) -> task_lib.Task:
+  """Reads the table and makes the task of `config`."""
+  return task(config, read(config, log=log))
+
+
+def task(config: types.Config, rows: Rows) -> task_lib.Task:
+  """The task of `config.data`: all rows, or those of one task.
+
+  Raises:
+    errors.ConfigError: There is no such task.
+    errors.DataError: A split is empty.
+  """
+  data = config.data
+  whose = f'of {data.csv}'
+  if data.task:
+    whose += f' with {data.by}={data.task!r}'
+  target = rows.table.target
+  unit = 1.0
+  if not rows.table.class_names and len(target) and np.ptp(target) > 0:
+    unit = float(target.std(dtype=np.float64))
+  return table_task.task(
+    config,
+    rows.table,
+    table_task.Selection(
+      name=data.task or pathlib.Path(data.csv).stem,
+      rows=rows.of_task(data.task),
+      hideable=rows.of_task(data.labels.task or data.task),
+      whose=whose,
+    ),
+    cuts=table_task.Cuts(1 - data.test_share, 1 - data.validation_share),
+    unit=unit,
+    metadata={},
+  )
+
+
+# What a config leaves to the file.
+
+
+def complete(config: types.Config, log: types.Log) -> None:
+  """Fills in, in place, what `config.data` leaves to the file.
+
+  Raises:
+    errors.ConfigError: No file is given, or columns have to be named.
+    errors.DataError: The file cannot be read.
+  """
+  data = config.data
+  if not data.csv:
+    raise errors.ConfigError(
+      f'{config.name} needs a table: give it as --config={config.name}:data=FILE, '
+      'or in config.data.csv.'
+    )
+  names = table_file.header(data.csv, delimiter=data.delimiter)
+  _find(data, names, log)
+  if data.others == 'use':
+    _use_others(data, names, log)
+  if data.order == _AUTO:
+    data.order = 'time' if data.time else 'random'
+  if data.kind == _AUTO:
+    data.kind = _kind(data)
+  text, numbers = ([data.target], [])
+  if data.kind == 'regression':
+    text, numbers = numbers, text
+  columns = table_file.read(
+    data.csv, text=text, numbers=numbers, delimiter=data.delimiter
+  )
+  empty = np.isnan(_target(data, columns)[0])
+  lacking = int(np.count_nonzero(empty))
+  log(
+    f'{data.csv}: {len(empty) - lacking} rows with {data.target}, for '
+    f'{data.kind}' + (f', and {lacking} without' if lacking else '')
+  )
+  if lacking and data.unlabelled.source == 'none':
+    data.unlabelled.source = 'rest'
+
+
+def _find(data: types.Config, names: tuple[str, ...], log: types.Log) -> None:
+  """Names the columns that are 'auto', and checks those that are named."""
+  of_items = names
+  if data.details:
+    of_items = table_file.header(data.details, delimiter=data.delimiter)
+  found = []
+  for key, usual in _USUAL.items():
+    where = of_items if key in _ABOUT_ITEMS else names
+    if data[key] == _AUTO:
+      plain = {_plain(name): name for name in reversed(where)}
+      data[key] = next((plain[name] for name in usual if name in plain), '')
+      found += [f'{key}={data[key]}'] if data[key] else []
+      if not data[key] and key in ('target', 'user', 'item'):
+        raise errors.ConfigError(
+          f'{data.csv} has the columns {", ".join(names)}; say which has the '
+          f'{key}: --config.data.{key}=NAME.'
+        )
+    elif data[key]:
+      errors.choose(f'config.data.{key}', data[key], where)
+  if found:
+    log(f'{data.csv}: columns {", ".join(found)}')
+  if not data.target:
+    raise errors.ConfigError(
+      f'{data.csv} has the columns {", ".join(names)}; say which is to be '
+      'predicted: --config.data.target=NAME.'
+    )
+  for key in ('categories', 'numbers'):
+    for name in data[key]:
+      errors.choose(f'config.data.{key}', name, names)
+  if data.by == _AUTO:
+    data.by = data.genres
+    if not data.by:
+      raise errors.ConfigError(
+        f'the task {data.task!r} is a genre, but no column has genres; name it in '
+        'config.data.genres, or another in config.data.by.'
+      )
+  elif data.by:
+    errors.choose('config.data.by', data.by, names)
+
+
+def _plain(name: str) -> str:
+  return name.lower().replace('_', '').replace(' ', '')
+
+
+def _use_others(
+  data: types.Config, names: tuple[str, ...], log: types.Log
+) -> None:
+  """Makes numbers or categories of the columns that no key names."""
+  used = {data[key] for key in (*_USUAL, 'by')}
+  used.update(data.categories, data.numbers)
+  others = [name for name in names if name not in used]
+  look = table_file.read(
+    data.csv, text=others, delimiter=data.delimiter, rows=_LOOK
+  )
+  numbers, categories, different = [], [], []
+  for name in others:
+    column = look.text[name]
+    if _are_numbers(column.values):
+      numbers.append(name)
+    elif len(column.values) > 1 + len(column.numbers) // 2:
+      different.append(name)  # Its values say nothing about other rows.
+    else:
+      categories.append(name)
+  data.numbers = (*data.numbers, *numbers)
+  data.categories = (*data.categories, *categories)
+  data.others = 'ignore'
+  log(
+    f'{data.csv}: numbers {", ".join(numbers) or "(none)"}; categories '
+    f'{", ".join(categories) or "(none)"}'
+    + (
+      f'; ignored, as most values differ: {", ".join(different)}'
+      * bool(different)
+    )
+  )
+
+
+def _kind(data: types.Config) -> str:
+  """Whether the target is a number or a class, by its first rows."""
+  look = table_file.read(
+    data.csv, text=[data.target], delimiter=data.delimiter, rows=_LOOK
+  )
+  values = look.text[data.target].values
+  few = len(values) <= 3  # Two values, and '' for those that are missing.
+  return 'regression' if _are_numbers(values) and not few else 'classification'
+
+
+def _are_numbers(values: list[str]) -> bool:
+  try:
+    for value in values:
+      float(value if value not in table_file.MISSING else 0)
+  except ValueError:
+    return False
+  return True
+
+
+# The rows.
+
+
+def read(config: types.Config, *, log: types.Log = print) -> Rows:
+  """Reads a table whose columns `complete` has named.
+
+  Raises:
+    errors.DataError: The file cannot be read; the message names line and column.
+  """
+  data = config.data
+  log(f'{data.csv}: reading')
+  categories = {
+    table_lib.category(i): name for i, name in enumerate(data.categories)
+  }
+  ids = {
+    name: column
+    for name, column in (
+      (table_lib.USER, data.user),
+      (table_lib.ITEM, data.item),
+      *categories.items(),
+    )
+    if column
+  }
+  tasks = data.by if data.by != data.genres else ''
+  text, numbers = [*ids.values(), tasks], [*data.numbers]
+  if not data.details:
+    text += [data.title, data.genres]
+  (numbers if data.kind == 'regression' else text).append(data.target)
+  columns = table_file.read(
+    data.csv,
+    text=[name for name in dict.fromkeys(text) if name],
+    numbers=numbers,
+    times=[data.time] if data.order == 'time' else [],
+    delimiter=data.delimiter,
+  )
+  target, class_names = _target(data, columns)
+  filled = np.flatnonzero(~np.isnan(target))
+  if data.order == 'time':
+    # Rows of the same time keep the order of the file.
+    filled = filled[np.argsort(columns.times[data.time][filled], kind='stable')]
+  else:
+    filled = np.random.default_rng(data.order_seed).permutation(filled)
+  order = np.concatenate([filled, np.flatnonzero(np.isnan(target))])
+  names = {name: columns.text[column].values for name, column in ids.items()}
+  numbers_of_rows = np.zeros((len(target), len(data.numbers)), np.float32)
+  for i, name in enumerate(data.numbers):
+    numbers_of_rows[:, i] = columns.numbers[name]
+  titles, tags, tag_names = _about_items(data, columns, names)
+  table = table_lib.Table(
+    ids={
+      name: columns.text[column].numbers[order] for name, column in ids.items()
+    },
+    names=names,
+    numbers=numbers_of_rows[order],
+    target=target[filled].astype(np.int32 if class_names else np.float32),
+    fingerprint='',
+    columns=ids,
+    number_names=tuple(data.numbers),
+    target_name=data.target,
+    class_names=class_names,
+    titles=titles,
+    tags=tags,
+  )
+  table = table._replace(fingerprint=_fingerprint(table, tag_names))
+
+  def of_task(task: str) -> np.ndarray:
+    if not task:
+      return np.ones(table.size, bool)
+    if not tasks:
+      errors.choose('config.data.task', task, tag_names)
+      assert table.tags is not None
+      return table.tags[table.ids[table_lib.ITEM], tag_names.index(task)]
+    column = columns.text[tasks]
+    errors.choose('config.data.task', task, column.values[1:])
+    return column.numbers[order] == column.values.index(task)
+
+  return Rows(table, of_task)
+
+
+def _target(
+  data: types.Config, columns: table_file.Columns
+) -> tuple[np.ndarray, tuple[str, ...]]:
+  """(float64 [N], NaN where it is missing; names of classes, or ())."""
+  if data.kind == 'regression':
+    return columns.numbers[data.target].astype(np.float64), ()
+  column = columns.text[data.target]
+  values = column.values[1:]
+  key = float if _are_numbers(values) else None
+  class_names = tuple(sorted(values, key=key))
+  number = {name: float(i) for i, name in enumerate(class_names)}
+  of_value = np.asarray([np.nan, *(number[value] for value in values)])
+  return of_value[column.numbers], class_names
+
+
+def _about_items(
+  data: types.Config, columns: table_file.Columns, names: dict[str, list[str]]
+) -> tuple[list[str], np.ndarray | None, tuple[str, ...]]:
+  """(titles, genres as flags [items, G], their names) of items by number.
+
+  Items that only the file of items has are added to `names`.
+  """
+  if not (data.title or data.genres):
+    return [], None, ()
+  items, text = columns.text[data.item].numbers, columns.text
+  if data.details:
+    wanted = filter(None, (data.title, data.genres))
+    text = table_file.read(
+      data.details, text=[data.item, *wanted], delimiter=data.delimiter
+    ).text
+    known = names[table_lib.ITEM]
+    number = {name: i for i, name in enumerate(known)}
+    added = [name for name in text[data.item].values if name not in number]
+    number |= {name: len(known) + i for i, name in enumerate(added)}
+    known += added
+    of_value = [number[name] for name in text[data.item].values]
+    items = np.asarray(of_value, np.int32)[text[data.item].numbers]
+  count = len(names[table_lib.ITEM])
+
+  def first(column: str) -> list[str]:
+    """The first value of each item; '' for an item without one."""
+    rows = np.flatnonzero(text[column].numbers)
+    found, at = np.unique(items[rows], return_index=True)
+    values = [''] * count
+    chosen = text[column].numbers[rows[at]].tolist()
+    for item, value in zip(found.tolist(), chosen, strict=True):
+      values[item] = text[column].values[value]
+    return values
+
+  titles = first(data.title) if data.title else []
+  if not data.genres:
+    return titles, None, ()
+  genres = [
+    [name.strip() for name in each.split(_SEPARATOR) if name.strip()]
+    for each in first(data.genres)
+  ]
+  tag_names = sorted({name for each in genres for name in each})
+  column = {name: i for i, name in enumerate(tag_names)}
+  tags = np.zeros((count, len(tag_names)), bool)
+  for item, each in enumerate(genres):
+    tags[item, [column[name] for name in each]] = True
+  return titles, tags, tuple(tag_names)
+
+
+def _fingerprint(table: table_lib.Table, tag_names: tuple[str, ...]) -> str:
+  # Results store this fingerprint: do not change its parts, nor their order.
+  return files.sha256(
+    [list(table.columns.values()), table.number_names, table.target_name],
+    [table.numbers.shape, len(table.target)],
+    [*table.names.values(), table.class_names, table.titles, tag_names],
+    *table.ids.values(),
+    table.numbers,
+    table.target,
+    *([] if table.tags is None else [table.tags]),
+  )

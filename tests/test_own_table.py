@@ -1,0 +1,576 @@
+"""Tables of one's own: what is read, how rows are cut, and what is wrong."""
+
+import csv
+import json
+import re
+
+import conftest
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+import pytest
+
+import td_jax
+from td_jax import errors
+from td_jax import methods
+from td_jax import types
+from td_jax.configs import ratings as ratings_config
+from td_jax.configs import table as table_config
+from td_jax.data import movielens
+from td_jax.data import own_table
+from td_jax.data import table_file
+from td_jax.methods import base
+from td_jax.run import completion
+from td_jax.run import config as config_lib
+from td_jax.run import pipeline
+from td_jax.use import card
+from td_jax.use import export
+from td_jax.use import predict
+
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
+
+CITIES = ('Rome', 'Oslo', 'Lima')
+ROWS = 400
+
+
+def _write(path, rows):
+  with open(path, 'w', newline='', encoding='utf-8') as opened:
+    writer = csv.DictWriter(opened, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+  return str(path)
+
+
+def _houses():
+  """Flats: a price that city, area and floor explain; some have none."""
+  rng = np.random.default_rng(0)
+  rows = []
+  for i in range(ROWS):
+    city, area = int(rng.integers(3)), rng.normal(90, 30)
+    rows.append(
+      {
+        'id': f'flat {i}',
+        'city': CITIES[city],
+        'area': '' if i % 10 == 3 else f'{area:.1f}',
+        'floor': i % 5,
+        'sold': ('no', 'yes')[i % 2],
+        'price': '' if i % 8 == 5 else f'{1000 * (2 * area + 100 * city):.0f}',
+      }
+    )
+  return rows
+
+
+@pytest.fixture(scope='module')
+def houses(tmp_path_factory):
+  return _write(tmp_path_factory.mktemp('houses') / 'houses.csv', _houses())
+
+
+@pytest.fixture(scope='module')
+def movies(tmp_path_factory):
+  """The ratings of `small_ratings` in files of the layout of MovieLens-25M."""
+  folder = tmp_path_factory.mktemp('movies')
+  ratings = conftest.small_ratings()
+  shuffled = np.random.default_rng(1).permutation(len(ratings.rating))
+  rows = [
+    {
+      'userId': f'u{ratings.user_id[i]}',
+      'movieId': int(ratings.movie_id[i]),
+      'rating': float(ratings.rating[i]),
+      # Ties would be broken in another way.
+      'timestamp': int(i),
+    }
+    for i in shuffled.tolist()
+  ]
+  about = [
+    {
+      'movieId': movie,
+      'title': ratings.titles[movie],
+      'genres': '|'.join(
+        name
+        for name, has in zip(
+          ratings.genre_names, ratings.genres[movie], strict=True
+        )
+        if has
+      ),
+    }
+    for movie in range(1, len(ratings.titles))
+  ]
+  return (
+    _write(folder / 'ratings.csv', rows),
+    _write(folder / 'movies.csv', about),
+  )
+
+
+def _complete(config, log=types.no_log, **changes):
+  config.update_from_flattened_dict(changes)
+  return completion.complete(config, log=log)
+
+
+def _table(path, arg='', **changes):
+  return _complete(table_config.get_config(f'data={path},{arg}'), **changes)
+
+
+def _ratings(files, arg='', **changes):
+  path, details = files
+  return _complete(
+    ratings_config.get_config(f'data={path},details={details},{arg}'), **changes
+  )
+
+
+def _rows(config):
+  return own_table.read(config, log=types.no_log)
+
+
+def _small(config):
+  config.seeds, config.steps, config.eval_every = 2, 12, 4
+  config.steps_per_dispatch = config.log_every = 2
+  config.model.hidden, config.teacher.model.hidden = (12, 8), (20, 16)
+  config.teacher.steps = config.teacher.eval_every = 4
+  config.teacher.steps_per_dispatch = config.teacher.log_every = 2
+  config.optim.warmup = config.teacher.optim.warmup = 1
+  config.batch_size = config.teacher.batch_size = 16
+  config.distill.hidden, config.distill.message = 14, 10
+  return config
+
+
+def _run(config, folder):
+  pipeline.run(_small(config), folder, watch=conftest.Watch(), log=types.no_log)
+  return json.loads((folder / 'results.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def price(houses, tmp_path_factory):
+  """A finished run that predicts prices."""
+  folder = tmp_path_factory.mktemp('price') / 'run'
+  config = table_config.get_config(f'data={houses},target=price,method=ld')
+  return folder, _run(config, folder)
+
+
+# Files.
+
+
+def test_columns_of_a_csv_file(tmp_path):
+  file = tmp_path / 'some.csv'
+  file.write_text(
+    '\ufeffu,i,r,t\n1,x,3,2024-05-01\n\n2,"y, z",NA,2024-05-02 17:00\n'
+    '1 ,"a\nb", 4.5 ,2024-05-01T10:00:00\n',
+    encoding='utf-8',
+  )
+  found = table_file.read(
+    str(file), text=['u', 'i'], numbers=['r'], times=['t']
+  )
+  assert found.text['u'].values == ['', '1', '2']
+  assert found.text['u'].numbers.tolist() == [1, 2, 1]
+  assert found.text['i'].values == ['', 'x', 'y, z', 'a\nb']
+  np.testing.assert_array_equal(found.numbers['r'], [3, np.nan, 4.5])
+  assert np.argsort(found.times['t']).tolist() == [0, 2, 1]
+
+
+def test_blocks_do_not_matter(houses, monkeypatch):
+  whole = table_file.read(houses, text=['city', 'id'], numbers=['area'])
+  monkeypatch.setattr(table_file, '_BLOCK_BYTES', 500)
+  parts = table_file.read(houses, text=['city', 'id'], numbers=['area'])
+  jax.tree.map(np.testing.assert_array_equal, whole, parts)
+  assert len(parts.numbers['area']) == ROWS
+  few = table_file.read(houses, text=['city'], rows=20)
+  assert 20 <= len(few.text['city'].numbers) < ROWS
+
+
+def test_a_parquet_file_says_the_same(tmp_path, houses):
+  rows = _houses()
+  file = tmp_path / 'houses.parquet'
+  columns = {
+    'id': [row['id'] for row in rows],
+    'city': pa.array([row['city'] for row in rows]).dictionary_encode(),
+    'area': [float(row['area']) if row['area'] else None for row in rows],
+    'floor': [row['floor'] for row in rows],
+    'sold': [[row['sold']] for row in rows],
+    'price': [float(row['price'] or 'nan') for row in rows],
+  }
+  parquet.write_table(pa.table(columns), file)
+  ours = [_rows(_table(path, 'target=price')).table for path in (houses, file)]
+  jax.tree.map(np.testing.assert_array_equal, *ours)
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('u,r\n1,2\n\n2,"x\ny"\n', r'line 5: r is .x\\ny., which is no number'),
+    ('u,r\n1,2\n\n2,3,4\n', r'line 4 has 3 values, but .* names 2 columns'),
+    ('u,r\n1,inf\n', r"line 2: r is 'inf', which is not finite"),
+    ('u,r\n1,1_0\n', r"line 2: r is '1_0', which is no number"),
+    ('', 'is empty; its first line has to name the columns'),
+    ('u,u\n1,2\n', "has two columns 'u'"),
+    ('u,s\n1,2\n', "has no column 'r'; its columns are u, s"),
+  ],
+)
+def test_what_is_wrong_is_found_by_line_and_column(tmp_path, text, message):
+  file = tmp_path / 'bad.csv'
+  file.write_text(text)
+  with pytest.raises(errors.DataError, match=message):
+    table_file.read(str(file), numbers=['r'])
+
+
+def test_times_that_are_none(tmp_path):
+  file = tmp_path / 'bad.csv'
+  file.write_text('t\n2\nyesterday\n')
+  with pytest.raises(errors.DataError, match="line 3: t is 'yesterday'"):
+    table_file.read(str(file), times=['t'])
+  file.write_text('t,u\n2,1\n,2\n')
+  with pytest.raises(errors.DataError, match="line 3: t is '', which is no"):
+    table_file.read(str(file), times=['t'])
+
+
+def test_files_that_are_none(tmp_path):
+  with pytest.raises(errors.DataError, match='does not exist'):
+    table_file.header(str(tmp_path / 'no.csv'))
+  with pytest.raises(errors.DataError, match='not a local file'):
+    table_file.header('gs://bucket/ratings.csv')
+  (tmp_path / 'no.parquet').write_text('hello')
+  with pytest.raises(errors.DataError, match='cannot be read as a Parquet'):
+    table_file.header(str(tmp_path / 'no.parquet'))
+  (tmp_path / 'no.csv').write_bytes(b'u,r\n\xff,2\n')
+  with pytest.raises(errors.DataError, match='cannot be read as a CSV'):
+    table_file.read(str(tmp_path / 'no.csv'), text=['u'])
+
+
+# What a config leaves to the file.
+
+
+def test_a_table_is_understood(houses):
+  lines = []
+  config = _complete(
+    table_config.get_config(f'data={houses},target=price'), log=lines.append
+  )
+  config_lib.validate(config)
+  assert config.data.numbers == ('area', 'floor')
+  assert config.data.categories == ('city', 'sold')
+  assert (config.data.kind, config.data.order) == ('regression', 'random')
+  # Rows without a price are seen without a label.
+  assert config.data.unlabelled.source == 'rest'
+  assert 'most values differ: id' in lines[0]
+  assert '350 rows with price, for regression, and 50 without' in lines[1]
+  # What is named stays, and the kind follows from the values.
+  config = _table(houses, 'target=sold', **{'data.numbers': ('area',)})
+  assert config.data.kind == 'classification'
+  assert config.data.numbers == ('area', 'floor', 'price')
+  assert config.data.unlabelled.source == 'none'
+
+
+def test_columns_with_usual_names_are_found(movies):
+  lines = []
+  config = _complete(
+    ratings_config.get_config(f'data={movies[0]},details={movies[1]}'),
+    log=lines.append,
+  )
+  config_lib.validate(config)
+  assert lines[0].endswith(
+    'target=rating, user=userId, item=movieId, time=timestamp, title=title, '
+    'genres=genres'
+  )
+  assert config.data.order == 'time'
+  # Completing a complete config changes nothing.
+  assert completion.complete(config, log=types.no_log) == config
+
+
+@pytest.mark.parametrize(
+  ('arg', 'changes', 'message'),
+  [
+    ('', {}, 'say which is to be predicted'),
+    ('target=prize', {}, "Did you mean 'price'"),
+    ('target=price', {'data.numbers': ('areas',)}, "Did you mean 'area'"),
+    ('target=price', {'data.user': 'auto'}, 'say which has the user'),
+    ('target=price,by=town', {}, "config.data.by is 'town'"),
+    ('target=price,task=Rome', {}, 'does not say which column has the tasks'),
+    ('target=price', {'data.test_share': 1.0}, 'config.data.test_share is 1'),
+    ('target=price', {'data.kind': 'text'}, 'config.data.kind'),
+    ('target=price', {'data.order': 'first'}, 'config.data.order'),
+    ('target=price', {'data.unlabelled.pairs': -1}, 'unlabelled.pairs'),
+  ],
+)
+def test_a_config_that_cannot_work(houses, arg, changes, message):
+  with pytest.raises(errors.ConfigError, match=message):
+    config_lib.validate(_table(houses, arg, **changes))
+
+
+def test_a_table_is_needed():
+  with pytest.raises(errors.ConfigError, match='--config=table:data=FILE'):
+    _complete(table_config.get_config('target=price'))
+
+
+# The rows.
+
+
+def test_ratings_from_files_are_those_of_movielens(movies, small_movielens):
+  """The same rows, splits and inputs, in the same order of time."""
+  del small_movielens
+  ours = own_table.load(_ratings(movies, 'genre=War'), log=types.no_log)
+  theirs = movielens.load(conftest.small_config('genre=War'), log=types.no_log)
+  for split in ('train', 'validation', 'test'):
+    one, other = getattr(ours, split), getattr(theirs, split)
+    np.testing.assert_array_equal(one.y, other.y)
+    np.testing.assert_array_equal(one.mask, other.mask)
+    rows = np.arange(np.count_nonzero(one.mask))
+    x, expected = (
+      task.examples(columns, rows).x
+      for task, columns in ((ours, one), (theirs, other))
+    )
+    np.testing.assert_array_equal(x['title'], expected['title'])
+    # Genres are sorted: Comedy, Drama, War.
+    np.testing.assert_array_equal(
+      x['genres'], expected['genres'][:, np.asarray([2, 0, 1])]
+    )
+    # Ids have other numbers, but the same are equal and the same unknown.
+    for name in ('user', 'movie'):
+      for left, right in ((x, expected), (expected, x)):
+        pairs = {
+          int(a): int(b) for a, b in zip(left[name], right[name], strict=True)
+        }
+        np.testing.assert_array_equal(
+          [pairs[int(a)] for a in left[name]], right[name]
+        )
+      np.testing.assert_array_equal(x[name] == 0, expected[name] == 0)
+  assert ours.baselines()['userId+movieId bias'] == pytest.approx(
+    theirs.baselines()['user+movie bias']
+  )
+  assert ours.unit == pytest.approx(conftest.small_ratings().rating.std())
+
+
+def test_titles_and_genres_may_be_in_the_same_file(tmp_path, movies):
+  with open(movies[1], encoding='utf-8') as opened:
+    about = {row['movieId']: row for row in csv.DictReader(opened)}
+  with open(movies[0], encoding='utf-8') as opened:
+    rows = [row | about[row['movieId']] for row in csv.DictReader(opened)]
+  one = _write(tmp_path / 'one.csv', rows)
+  config = _complete(ratings_config.get_config(f'data={one}'))
+  ours, theirs = _rows(config).table, _rows(_ratings(movies)).table
+  np.testing.assert_array_equal(ours.titles, theirs.titles)
+  np.testing.assert_array_equal(ours.tags, theirs.tags)
+  assert ours.fingerprint == theirs.fingerprint
+
+
+def test_a_random_order_has_a_seed(houses):
+  first, again, other = (
+    _rows(_table(houses, 'target=price', **{'data.order_seed': seed})).table
+    for seed in (0, 0, 1)
+  )
+  assert first.fingerprint == again.fingerprint != other.fingerprint
+  np.testing.assert_array_equal(np.sort(first.target), np.sort(other.target))
+  assert np.any(np.diff(first.target) < 0)
+
+
+def test_rows_without_a_target_are_seen_and_never_judged(houses):
+  task = own_table.load(_table(houses, 'target=price'), log=types.no_log)
+  sizes = [
+    np.count_nonzero(getattr(task, split).mask)
+    for split in ('train', 'validation', 'test')
+  ]
+  assert sizes == [283, 32, 35]
+  assert task.metadata['unlabelled'] == 50
+  real = conftest.real(task.unlabelled.split)
+  assert len(real.y) == 50
+  assert not np.any(real.y)
+  filled = [row for row in _houses() if row['price']]
+  judged = np.concatenate(
+    [
+      conftest.real(getattr(task, split)).y
+      for split in ('train', 'validation', 'test')
+    ]
+  )
+  np.testing.assert_array_equal(
+    np.sort(judged), np.sort([np.float32(row['price']) for row in filled])
+  )
+  # Hidden labels join them.
+  task = own_table.load(
+    _table(houses, 'target=price', **{'data.labels.share': 0.1}),
+    log=types.no_log,
+  )
+  assert task.metadata['labels'] == 28
+  assert task.metadata['unlabelled'] == 283 - 28 + 50
+
+
+def test_numbers_are_scaled_by_the_training_rows(houses):
+  rows = _rows(_table(houses, 'target=price'))
+  task = own_table.load(_table(houses, 'target=price'), log=types.no_log)
+  train = rows.table.numbers[:283].astype(np.float64)
+  mean, std = np.nanmean(train, axis=0), np.nanstd(train, axis=0)
+  x = task.examples(task.train, np.arange(283)).x['numbers']
+  # Only the area has gaps; where it has one, the mean stands in.
+  gaps = np.isnan(train[:, 0])
+  expected = np.where(np.isnan(train), 0, (train - mean) / std)
+  np.testing.assert_allclose(x[:, :2], expected, rtol=1e-4, atol=1e-5)
+  np.testing.assert_array_equal(x[:, 2], gaps)
+  assert x.shape == (283, 3)
+
+
+def test_a_task_is_a_part_of_the_rows(houses):
+  config = _table(houses, 'target=price,by=city,task=Oslo')
+  assert config.data.categories == ('sold',)
+  task = own_table.load(config, log=types.no_log)
+  everyone = own_table.load(_table(houses, 'target=price'), log=types.no_log)
+  mine, all_rows = (
+    {float(y) for y in conftest.real(each.train).y} for each in (task, everyone)
+  )
+  assert mine < all_rows
+  assert task.name == 'Oslo'
+  # A teacher of our own learns from all tasks.
+  own_table.use_all_tasks(config)
+  assert config.data.task == ''
+  with pytest.raises(errors.ConfigError, match='Lima, Oslo, Rome'):
+    own_table.load(
+      _table(houses, 'target=price,by=city,task=Oslos'), log=types.no_log
+    )
+
+
+def test_a_split_without_rows(tmp_path):
+  path = _write(tmp_path / 'few.csv', _houses()[:2])
+  with pytest.raises(errors.DataError, match='no rows for train of'):
+    own_table.load(_table(path, 'target=price'), log=types.no_log)
+
+
+def test_pairs_need_a_user_and_an_item(houses, movies):
+  config = _table(houses, 'target=price', **{'data.unlabelled.source': 'pairs'})
+  with pytest.raises(errors.ConfigError, match='features city, sold, area'):
+    own_table.load(config, log=types.no_log)
+  config = _ratings(movies, **{'data.unlabelled.source': 'pairs'})
+  task = own_table.load(config, log=types.no_log)
+  assert task.metadata['unlabelled'] == 1215
+
+
+# Units.
+
+
+@pytest.mark.parametrize('name', ['scratch', 'td_ld', 'fitnet'])
+def test_costs_do_not_depend_on_the_unit(name):
+  """A method on thousands is that on units, gradients and all."""
+  config = conftest.small_config()
+  method = methods.build(name, config=config, task_loss='squared_error')
+
+  def lesson(unit):
+    rng = np.random.default_rng(0)
+    output, other, labels = rng.normal(size=(3, 8)).astype(np.float32) * unit
+    states = rng.normal(size=(2, 8, 5)).astype(np.float32)
+    made = conftest.lesson(*map(jnp.asarray, (output, other, labels)))
+    pair = types.States(*map(jnp.asarray, states))
+    return made._replace(
+      student=made.student._replace(states=pair),
+      teachers={types.TEACHER: made.teacher._replace(states=pair)},
+    )
+
+  plain, large = lesson(np.float32(1)), lesson(np.float32(1024))
+  scaled = base.in_units(method, 1024.0)
+  params = method.init(jax.random.key(0), plain)
+  jax.tree.map(
+    np.testing.assert_array_equal, params, scaled.init(jax.random.key(0), large)
+  )
+  np.testing.assert_array_equal(
+    method.loss(params, plain)[0], scaled.loss(params, large)[0]
+  )
+
+
+# A student in use.
+
+
+def test_prices_score_what_the_run_has_scored(price, houses):
+  folder, results = price
+  student = td_jax.load(folder)
+  rows = {row['price']: row for row in _houses() if row['price']}
+  table = _rows(_table(houses, 'target=price')).table
+  test = table.target[315:]
+  chosen = [rows[f'{value:.0f}'] for value in test]
+  error = student.predict(chosen) - test
+  index = results['seeds'].index(student.seed)
+  assert np.sqrt(np.mean(error**2)) == pytest.approx(
+    results['test']['per_seed'][index], rel=1e-5
+  )
+  # Prices are in the hundred thousands; a fresh network starts at their mean.
+  assert results['baselines']['mean price']['test'] > 50_000
+  assert (
+    results['test']['mean'] < 2 * results['baselines']['mean price']['test']
+  )
+
+
+def test_rows_of_predictions(price, houses, tmp_path, capfd):
+  folder, _ = price
+  student = td_jax.load(folder)
+  rows = list(predict.rows(student, [houses], batch=150))
+  assert len(rows) == ROWS
+  assert rows[3]['area'] == ''
+  assert [*rows[0]] == ['city', 'sold', 'area', 'floor', 'price', 'unknown']
+  assert np.isfinite([row['price'] for row in rows]).all()
+  new = [{'city': 'Pune', 'area': 3, 'floor': 1, 'sold': 'yes'}]
+  (row,) = predict.rows(student, [_write(tmp_path / 'new.csv', new)])
+  assert row['unknown'] == ['city']
+  for wrong, message in (
+    ({'city': 'Rome'}, 'lacks sold, area, floor'),
+    (new[0] | {'area': 'big'}, '1 of 1 examples could not be read'),
+  ):
+    file = _write(tmp_path / 'wrong.csv', [wrong])
+    with pytest.raises(errors.DataError, match=message):
+      list(predict.rows(student, [file]))
+  with pytest.raises(errors.DataError, match='a CSV file with the columns'):
+    list(predict.rows(student, ['Rome,3']))
+  with pytest.raises(errors.DataError, match=re.escape("('Rome', '3')")):
+    student.predict([('Rome', '3')])
+  with pytest.raises(errors.DataError, match='no value of sold'):
+    student.predict([{'city': 'Rome', 'area': 1, 'floor': 1}])
+
+
+def test_programs_say_what_predict_says(price):
+  student = td_jax.load(price[0])
+  rows = _houses()[:20]
+  (batch,) = jax.export.symbolic_shape('batch')
+  exported = jax.export.export(jax.jit(export.program(student)))(
+    export._abstract(student, batch)
+  )
+  np.testing.assert_allclose(
+    exported.call(student.preprocess.arrays(rows)),
+    student.predict(rows),
+    rtol=1e-5,
+  )
+  text = card.text(student, 'stablehlo')
+  assert '- `category_0`: `city`' in text
+  assert '`numbers` is float32 [b, 2], of area, floor' in text
+  assert 'houses.csv' in text
+
+
+def test_classes_of_a_table(houses, tmp_path):
+  """With a teacher of all cities, by a conversation."""
+  folder = tmp_path / 'run'
+  config = table_config.get_config(
+    f'data={houses},target=sold,by=city,task=Rome,method=td_ld'
+  )
+  results = _run(config, folder)
+  assert results['metric'] == 'accuracy'
+  assert results['task'] == 'Rome'
+  assert 0.3 < results['baselines']['most frequent class']['test'] < 0.8
+  student = td_jax.load(folder)
+  assert student.class_names == ('no', 'yes')
+  rows = list(predict.rows(student, [houses], top=2))
+  assert {row['class'] for row in rows} <= {'no', 'yes'}
+  np.testing.assert_allclose(
+    [sum(each['probability'] for each in row['top']) for row in rows],
+    1,
+    rtol=1e-5,
+  )
+
+
+def test_ratings_in_use(movies, tmp_path):
+  folder = tmp_path / 'run'
+  path, details = movies
+  _run(
+    ratings_config.get_config(
+      f'data={path},details={details},genre=War,method=ld'
+    ),
+    folder,
+  )
+  student = td_jax.load(folder)
+  (row,) = predict.rows(student, ['u1,3'])
+  assert row['title'] == 'The Film No 3 (1995)'
+  assert [*row] == ['userId', 'movieId', 'title', 'rating', 'unknown']
+  np.testing.assert_allclose(
+    student.predict([('u1', 3)]),
+    student.predict([{'userId': 'u1', 'movieId': '3'}]),
+  )
