@@ -12,6 +12,14 @@ _VERSION = re.search(
   (_ROOT / 'td_jax' / '__init__.py').read_text(encoding='utf-8'),
   re.MULTILINE,
 )[1]
+# Datasets of TFDS and streams of images. TensorFlow has no CPU-only wheel for ARM.
+_TFDS = [
+  'array_record>=0.5',
+  'importlib_resources',  # TFDS imports it but does not require it.
+  'tensorflow-datasets>=4.9.10',
+  'tensorflow-cpu>=2.18; platform_machine == "x86_64" and sys_platform == "linux"',
+  'tensorflow>=2.18; platform_machine != "x86_64" or sys_platform != "linux"',
+]
 _PLOT = ['matplotlib>=3.8']
 _DOCS = [
   'mkdocs>=1.6,<2',  # The theme and our hooks are for version 1.
@@ -57,7 +65,6 @@ setuptools.setup(
   python_requires='>=3.11',
   install_requires=[
     'absl-py>=2.1',
-    'array_record>=0.5',
     'chex>=0.1.92',
     'clu>=0.0.12',
     'etils[epath]>=1.7',
@@ -74,12 +81,11 @@ setuptools.setup(
     'safetensors>=0.4.3',  # Weights of Hugging Face models.
     'tensorboardX>=2.6',  # Writes events without importing TensorFlow.
     'scipy>=1.13',  # Student's t distribution, for the tables.
-    'tensorflow-datasets>=4.9.10',
-    'tensorflow-cpu>=2.18',  # TFDS prepares and reads datasets with it.
-    'importlib_resources',  # TFDS imports it but does not require it.
     'tqdm>=4.66',
   ],
   extras_require={
+    'tfds': _TFDS,
+    'cuda12': ['jax[cuda12]>=0.10.0'],
     'tpu': ['jax[tpu]>=0.10.0'],
     # Compiles for TPUs on a machine that has none.
     'tpu_compile': ['libtpu'],
@@ -97,6 +103,7 @@ setuptools.setup(
       'setuptools>=77',
       'wheel>=0.43',
       *_PLOT,
+      *_TFDS,
     ],
   },
 )

@@ -57,7 +57,7 @@ setup() {  # setup PYTHON_VERSION
   [ -x "$home/venv/bin/python" ] ||
     "$uv" venv --quiet --seed --python "$1" "$home/venv"
   cd "$checkout"
-  "$uv" pip install --quiet --python "$home/venv/bin/python" --editable '.[tpu]'
+  "$uv" pip install --quiet --python "$home/venv/bin/python" --editable '.[tpu,tfds]'
   say "installed $(git describe --always --dirty)"
 }
 

@@ -18,6 +18,7 @@ _COMMANDS = {
   'export': 'td_jax.use.export',
   'inspect': 'td_jax.use.inspect',
   'teacher': 'td_jax.use.teacher',
+  'compare': 'td_jax.study.compare',
 }
 _MODES = ('train', 'eval', 'compile', 'cka')
 _CONFIG = config_flags.DEFINE_config_file(

@@ -602,7 +602,7 @@ def test_genre_without_rows(tmp_path, monkeypatch):
   ratings.genres[:, 1] = False
   monkeypatch.setattr(sources, 'movielens_100k', lambda *a, **k: ratings)
   with pytest.raises(
-    errors.DataError, match=r"no train rows .*genre='War'"
+    errors.DataError, match=r"no rows for train .*genre='War'"
   ) as e:
     _run(tmp_path, _config('genre=War,method=scratch'))
   assert e.value.exit_code == 65
@@ -617,7 +617,7 @@ def test_empty_split(monkeypatch, name):
   ratings.genres[1] = [True, False, True]
   ratings.movie_id[rows] = 1
   monkeypatch.setattr(sources, 'movielens_100k', lambda *a, **k: ratings)
-  with pytest.raises(errors.DataError, match=f'no {name} rows'):
+  with pytest.raises(errors.DataError, match=f'no rows for {name} of'):
     movielens.load(_config('genre=War'))
 
 
@@ -653,7 +653,8 @@ def test_more_steps_where_allowed(run):
   assert _text(run).count('\n') == 8
 
 
-def test_devices_folders_and_data_dir_may_change(run):
+def test_devices_folders_and_data_dir_may_change(run, monkeypatch):
+  monkeypatch.setattr(sources, 'check_named', lambda data_dir: None)
   changed = _config(
     **{
       'parallel.kind': 'mesh',

@@ -235,3 +235,81 @@ def test_the_library_face_is_light():
   ]
   with pytest.raises(AttributeError, match="no attribute 'nothing'"):
     td_jax.nothing  # noqa: B018
+
+
+def test_tensorflow_is_not_needed(installed, environment, tmp_path):
+  """Everything can be imported without it, and ratings and tables be read."""
+  (tmp_path / 'rows.csv').write_text('a,b\n' + '1,x\n2,y\n3,x\n' * 20)
+  script = """
+import importlib, pkgutil, sys
+for name in ('tensorflow', 'tensorflow_datasets', 'array_record'):
+  sys.modules[name] = None
+import td_jax
+for module in pkgutil.walk_packages(td_jax.__path__, 'td_jax.'):
+  if not module.name.endswith('__main__'):
+    importlib.import_module(module.name)
+from td_jax import data, errors
+from td_jax.configs import movielens, table
+from td_jax.run import completion
+for config in (
+  movielens.get_config(), table.get_config('data=rows.csv,target=b')
+):
+  config = completion.complete(config, log=print)
+  print(len(data.load(config, log=print).test.y))
+try:
+  importlib.import_module("td_jax.data.tfds").module()
+except errors.DataError as e:
+  print(e)
+"""
+  process = subprocess.run(
+    [str(installed / 'python'), '-c', script],
+    cwd=tmp_path,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert process.returncode == 0, process.stderr
+  assert "pip install 'td_jax[tfds]'" in process.stdout.splitlines()[-1]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+  'platforms',
+  [
+    ('macosx_14_0_arm64',),
+    tuple(
+      f'manylinux{version}_aarch64'
+      for version in ('_2_28', '_2_27', '_2_17', '2014')
+    ),
+  ],
+  ids=['mac', 'linux'],
+)
+def test_pip_finds_all_that_is_required_on_arm(wheel, tmp_path, platforms):
+  def dry_run(*words):
+    return subprocess.run(
+      [
+        *(sys.executable, '-m', 'pip', 'install', '--dry-run', '--quiet'),
+        *('--ignore-installed', '--target', str(tmp_path / 'target')),
+        *('--only-binary=:all:', '--python-version=3.11'),
+        *(f'--platform={name}' for name in platforms),
+        *words,
+      ],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  if dry_run('--no-deps', 'absl-py').returncode:
+    pytest.skip('there is no package index within reach')
+  shutil.unpack_archive(wheel, tmp_path, format='zip')
+  (folder,) = tmp_path.glob('td_jax-*.dist-info')
+  required = [
+    line
+    for line in importlib.metadata.PathDistribution(folder).requires or ()
+    if 'extra ==' not in line
+  ]
+  assert any(line.startswith('jax>=') for line in required)
+  found = dry_run(*required)
+  assert found.returncode == 0, found.stderr

@@ -10,6 +10,7 @@ from td_jax import types
 from td_jax.data import movielens
 from td_jax.data import ratings as ratings_lib
 from td_jax.data import ratings_source
+from td_jax.data import sources
 
 NAME = 'movielens/1m-ratings'
 LABELS = ('Action', 'Drama', 'War')
@@ -121,3 +122,10 @@ def test_absent_and_unknown_datasets(tmp_path):
     ratings_source.load('movielens/25m-ratings', str(tmp_path))
   with pytest.raises(errors.ConfigError, match="mean 'movielens/1m-ratings'"):
     ratings_source.load('movielens/1m-rating', str(tmp_path))
+
+
+def test_a_named_folder_without_the_ratings(tmp_path):
+  """It may hold others, which nothing must replace."""
+  (tmp_path / 'ratings.csv').write_text('user,item,rating\n')
+  with pytest.raises(errors.DataError, match='--config=ratings:data=FILE'):
+    ratings_source.load(sources.DATASET, str(tmp_path), log=types.no_log)

@@ -171,7 +171,7 @@ def test_an_image_that_is_none(images, example):
 
 def test_pairs_that_are_none(ratings):
   for example in ('12', (1, 2, 3)):
-    with pytest.raises(errors.DataError, match='pairs of a user and a movie'):
+    with pytest.raises(errors.DataError, match='pair such as'):
       td_jax.load(ratings).predict([example])
 
 
@@ -224,7 +224,7 @@ def test_predict_to_csv(images, ratings, vision_data, tmp_path, capfd):
   ('which', 'words', 'said'),
   [
     ('images', ['nowhere.png'], (65, 'nowhere.png does not exist')),
-    ('ratings', ['nowhere.csv'], (65, 'neither a file nor USER,MOVIE')),
+    ('ratings', ['nowhere.csv'], (65, 'neither a file nor USER,ITEM')),
     ('images', [], (2, 'required: input')),
     ('images', ['x', '--seed=a'], (2, 'invalid int value')),
     ('images', ['x', '--top=0'], (2, '0 is not at least 1')),
@@ -242,7 +242,7 @@ def test_a_csv_without_the_columns(ratings, tmp_path, capfd):
   file.write_text('who,what\n1,2\n')
   code, _, err = _command(capfd, ratings, file)
   assert code == 65
-  assert 'has the columns who, what; it needs `user` and `movie`' in err
+  assert 'has the columns who, what; its first line lacks user, movie' in err
 
 
 def test_a_row_without_a_movie(ratings, tmp_path, capfd):

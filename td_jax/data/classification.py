@@ -21,6 +21,7 @@ from td_jax.data import preprocess
 from td_jax.data import records
 from td_jax.data import streamed_split
 from td_jax.data import task as task_lib
+from td_jax.data import tfds as tfds_lib
 from td_jax.storage import files
 
 TASK_LOSS = 'cross_entropy'
@@ -91,6 +92,8 @@ def read(config: types.Config, *, log: types.Log = print) -> Dataset:
     errors.DataError: It is absent or damaged; the message says how to get it.
   """
   in_memory = config.data.memory == 'device'
+  if not in_memory:
+    tfds_lib.module()  # It decodes streams; without it, this is an error.
   dataset = (_read_columns if in_memory else _open_streams)(config.data, log)
   if len(dataset.class_names) != config.data.classes:
     raise errors.ConfigError(

@@ -1,6 +1,7 @@
 """TensorFlow Datasets: its late import, its data folder and its network."""
 
 import contextlib
+import importlib.util
 import os
 import re
 import socket
@@ -34,8 +35,7 @@ def module() -> Any:
     import tensorflow_datasets as tfds
   except ImportError as error:
     raise errors.DataError(
-      f'the data need TFDS, but {error}: pip install tensorflow-cpu'
-      ' tensorflow-datasets.'
+      f"the data need TensorFlow and TFDS, but {error}: pip install 'td_jax[tfds]'."
     ) from error
   # Raises if other code has initialised TensorFlow's devices already.
   with contextlib.suppress(RuntimeError):
@@ -120,11 +120,14 @@ def find(name: str, path: str = '') -> types.Path:
 def how_to_prepare(name: str, path: str = '') -> str:
   """Returns a sentence with the command that prepares a dataset."""
   where = f', data_dir={path!r}' if path else ''
+  install = ''
+  if not importlib.util.find_spec('tensorflow_datasets'):
+    install = "pip install 'td_jax[tfds]' and "
   manual = _MANUAL.get(re.split('[/:]', name)[0], '')
   if manual:
     manual = f'put {manual} in {data_dir(path)}/downloads/manual and '
   return (
-    f'To prepare it, {manual}run: python -c "import tensorflow_datasets as'
+    f'To prepare it, {install}{manual}run: python -c "import tensorflow_datasets as'
     f' tfds; tfds.load({name!r}{where})"'
   )
 

@@ -150,8 +150,8 @@ def check(config: types.Config, *, task_loss: str) -> None:
   if base.Need.CLASS_LABELS in required and is_ratings:
     raise errors.ConfigError(
       f'config.method is {config.method!r}, which needs labels that are '
-      f'classes, but config.domain={config.domain!r} has ratings; choose one '
-      f'of: {", ".join(_for_ratings(config, task_loss))}.'
+      'classes, and those of this data are numbers; choose one of: '
+      f'{", ".join(_for_ratings(config, task_loss))}.'
     )
   if base.Need.TEACHER_OUTPUT not in required:
     return

@@ -12,9 +12,11 @@ from typing import NoReturn
 
 from absl import flags
 from absl import logging
+from ml_collections import config_flags
 
 from td_jax import configs
 from td_jax import errors
+from td_jax import types
 
 _HELP = ('help', 'helpfull', 'helpshort', 'h')
 
@@ -82,6 +84,24 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     return rest
   except Exception as e:  # A config file may raise anything.
     stop(e, _flag_error(e), errors.ConfigError.exit_code)
+
+
+def config(value: str, overrides: Sequence[str]) -> types.Config:
+  """The config of `--config=value` and of words such as --config.k=2.
+
+  Raises:
+    errors.ConfigError: There is no such config, or it cannot be built.
+  """
+  words = _with_config_path(['td_jax', f'--config={value}', *overrides])
+  own = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=own, sys_argv=words)
+  try:
+    own(words)
+    config: Any = own['config'].value
+    config.to_dict()  # Only now does a missing file show.
+  except Exception as e:  # A config file may raise anything.
+    raise errors.ConfigError(_flag_error(e)) from e
+  return config
 
 
 def stop(error: Exception, message: str, code: int) -> NoReturn:

@@ -1,17 +1,30 @@
 """Paths of folders on a local disk or in a bucket (gs://...)."""
 
+import importlib.util
 import os
 import pathlib
 
 from etils import epath
 
+from td_jax import errors
 from td_jax import types
 
 
 def as_path(name: str) -> types.Path:
-  """Returns a pathlib.Path, or an epath.Path if `name` is in a bucket."""
+  """Returns a pathlib.Path, or an epath.Path if `name` is in a bucket.
+
+  Raises:
+    errors.ConfigError: It is in a bucket, and nothing that reads buckets is
+      installed.
+  """
   # Not an epath.Path in both cases: `is_remote` tells them apart by their type.
-  return epath.Path(name) if '://' in name else pathlib.Path(name)
+  if '://' not in name:
+    return pathlib.Path(name)
+  if not any(map(importlib.util.find_spec, ('tensorflow', 'gcsfs'))):
+    raise errors.ConfigError(
+      f"{name} is in a bucket, which takes pip install 'td_jax[tfds]'."
+    )
+  return epath.Path(name)
 
 
 def is_absolute(folder: str) -> bool:
