@@ -335,7 +335,7 @@ def test_ratings_from_files_are_those_of_movielens(movies, small_movielens):
   assert ours.baselines()['userId+movieId bias'] == pytest.approx(
     theirs.baselines()['user+movie bias']
   )
-  assert ours.unit == pytest.approx(conftest.small_ratings().rating.std())
+  assert ours.unit == pytest.approx(conftest.real(ours.train).y.std())
 
 
 def test_titles_and_genres_may_be_in_the_same_file(tmp_path, movies):

@@ -89,7 +89,7 @@ def task(config: types.Config, ratings: ratings_lib.Ratings) -> task_lib.Task:
       f'genres are {", ".join(GENRES)}',
     ),
     cuts=table_task.Cuts(fraction=config.data.train_fraction),
-    unit=1.0,
+    standardise=False,
     metadata={'genre': genre},
   )
 

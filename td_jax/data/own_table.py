@@ -101,10 +101,6 @@ def task(config: types.Config, rows: Rows) -> task_lib.Task:
   whose = f'of {data.csv}'
   if data.task:
     whose += f' with {data.by}={data.task!r}'
-  target = rows.table.target
-  unit = 1.0
-  if not rows.table.class_names and len(target) and np.ptp(target) > 0:
-    unit = float(target.std(dtype=np.float64))
   return table_task.task(
     config,
     rows.table,
@@ -115,7 +111,7 @@ def task(config: types.Config, rows: Rows) -> task_lib.Task:
       whose=whose,
     ),
     cuts=table_task.Cuts(1 - data.test_share, 1 - data.validation_share),
-    unit=unit,
+    standardise=True,
     metadata={},
   )
 

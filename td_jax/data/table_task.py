@@ -105,7 +105,7 @@ def task(
   selection: Selection,
   *,
   cuts: Cuts,
-  unit: float,
+  standardise: bool,
   metadata: Mapping[str, Any],
 ) -> task_lib.Task:
   """The task of the selected rows.
@@ -115,7 +115,8 @@ def task(
     table: The rows of all tasks.
     selection: Those of this task.
     cuts: Where the splits end.
-    unit: Of the target, see `Task.unit`.
+    standardise: Whether methods see numbers in units of the standard deviation
+      of the training labels.
     metadata: Is copied into results.json.
 
   Raises:
@@ -173,7 +174,11 @@ def task(
     unlabelled = feed.Unlabelled(
       feed.padded(batch, total - len(kept.train)), config.data.unlabelled.share
     )
-  about_target, loss, metric = _about_target(table, kept.train, unit)
+  labels_of_train = table.target[kept.train]
+  unit = 1.0
+  if standardise and not table.class_names and np.ptp(labels_of_train) > 0:
+    unit = float(labels_of_train.std(dtype=np.float64))
+  about_target, loss, metric = _about_target(table, labels_of_train, unit)
   return task_lib.Task(
     name=selection.name,
     metadata={
@@ -295,7 +300,7 @@ def _about_target(
   """(what networks need to know of the target, task loss, metric)."""
   if table.class_names:
     return {'classes': len(table.class_names)}, CLASSIFICATION, 'accuracy'
-  args = {'mean': float(table.target[train].mean())}
+  args = {'mean': float(train.mean())}
   if unit != 1:
     args['unit'] = unit
   return args, REGRESSION, 'rmse'
