@@ -504,13 +504,15 @@ def test_rows_of_predictions(price, houses, tmp_path, capfd):
   (row,) = predict.rows(student, [_write(tmp_path / 'new.csv', new)])
   assert row['unknown'] == ['city']
   for wrong, message in (
-    ({'city': 'Rome'}, 'lacks sold, area, floor'),
+    ({'city': 'Rome'}, 'it lacks sold, area, floor'),
     (new[0] | {'area': 'big'}, '1 of 1 examples could not be read'),
   ):
     file = _write(tmp_path / 'wrong.csv', [wrong])
     with pytest.raises(errors.DataError, match=message):
       list(predict.rows(student, [file]))
-  with pytest.raises(errors.DataError, match='a CSV file with the columns'):
+  with pytest.raises(
+    errors.DataError, match='a CSV or Parquet file with the columns'
+  ):
     list(predict.rows(student, ['Rome,3']))
   with pytest.raises(errors.DataError, match=re.escape("('Rome', '3')")):
     student.predict([('Rome', '3')])

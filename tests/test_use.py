@@ -242,7 +242,7 @@ def test_a_csv_without_the_columns(ratings, tmp_path, capfd):
   file.write_text('who,what\n1,2\n')
   code, _, err = _command(capfd, ratings, file)
   assert code == 65
-  assert 'has the columns who, what; its first line lacks user, movie' in err
+  assert 'has the columns who, what; it lacks user, movie' in err
 
 
 def test_a_row_without_a_movie(ratings, tmp_path, capfd):
@@ -250,7 +250,7 @@ def test_a_row_without_a_movie(ratings, tmp_path, capfd):
   file.write_text('user,movie\n1,2\n3\n')
   code, out, err = _command(capfd, ratings, file)
   assert (code, out) == (65, '')
-  assert f'{file}, line 3 has too few columns' in err
+  assert f'{file}, line 3 has 1 values, but the first line names 2' in err
 
 
 def test_a_wrong_input_leaves_old_predictions(images, tmp_path, capfd):

@@ -4,8 +4,8 @@
   td_jax predict runs/movies 196,242 pairs.csv --out=predicted.csv
 
 For images an input is a file, or a folder, of which all images are taken. For
-ratings it is USER,ITEM, and for all tables a CSV file with the columns that the
-student has learnt from.
+ratings it is USER,ITEM, and for all tables a CSV or Parquet file with the columns that
+the student has learnt from.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from td_jax import errors
 from td_jax import types
 from td_jax.data import image_folder
 from td_jax.data import table as table_lib
+from td_jax.data import table_file
 from td_jax.run import command_line
 from td_jax.storage import files
 from td_jax.use import student as student_lib
@@ -147,14 +148,15 @@ def _classes(student: student_lib.Student, scores: np.ndarray, top: int) -> Row:
 
 
 def _table(student: student_lib.Student, text: str) -> list[Row]:
-  """The rows of a CSV file, or the pair USER,ITEM."""
+  """The rows of a file, or the pair USER,ITEM."""
   encoder = student.preprocess
   if os.path.exists(text):
-    return _rows_of_file(text, encoder.columns)
+    delimiter = student.config.data.get('delimiter', ',')
+    return _rows_of_file(text, encoder.columns, delimiter)
   user, comma, item = text.partition(',')
   if not encoder.are_pairs:
     raise errors.DataError(
-      f'{text} does not exist; name a CSV file with the columns '
+      f'{text} does not exist; name a CSV or Parquet file with the columns '
       f'{", ".join(encoder.columns)}.'
     )
   if not (user and comma and item):
@@ -164,37 +166,31 @@ def _table(student: student_lib.Student, text: str) -> list[Row]:
   return [dict(zip(encoder.columns, (user.strip(), item.strip()), strict=True))]
 
 
-def _rows_of_file(name: str, wanted: Sequence[str]) -> list[Row]:
-  try:
-    with open(name, newline='', encoding='utf-8-sig') as opened:
-      reader = csv.DictReader(opened)
-      names = reader.fieldnames or []
-      columns = {
-        column: next(
-          (each for each in (column, *_ALSO.get(column, ())) if each in names),
-          '',
-        )
-        for column in wanted
-      }
-      lacking = [column for column, found in columns.items() if not found]
-      if lacking:
-        raise errors.DataError(
-          f'{name} has the columns {", ".join(names) or "(none)"}; its first line '
-          f'lacks {", ".join(lacking)}.'
-        )
-      rows = []
-      for row in reader:
-        values = {column: row[found] for column, found in columns.items()}
-        if None in values.values():
-          raise errors.DataError(
-            f'{name}, line {reader.line_num} has too few columns.'
-          )
-        rows.append({column: value.strip() for column, value in values.items()})
-      return rows
-  except (OSError, UnicodeDecodeError, csv.Error) as e:
+def _rows_of_file(
+  name: str, wanted: Sequence[str], delimiter: str
+) -> list[Row]:
+  names = table_file.header(name, delimiter=delimiter)
+  columns = {
+    column: next(
+      (each for each in (column, *_ALSO.get(column, ())) if each in names), ''
+    )
+    for column in wanted
+  }
+  lacking = [column for column, found in columns.items() if not found]
+  if lacking:
     raise errors.DataError(
-      f'{name} cannot be read as a CSV file: {errors.one_line(e)}.'
-    ) from e
+      f'{name} has the columns {", ".join(names)}; it lacks {", ".join(lacking)}.'
+    )
+  read = table_file.read(
+    name, text=list(columns.values()), delimiter=delimiter
+  ).text
+  values = [
+    [read[found].values[i] for i in read[found].numbers.tolist()]
+    for found in columns.values()
+  ]
+  return [
+    dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)
+  ]
 
 
 def _table_row(
