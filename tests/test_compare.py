@@ -10,6 +10,7 @@ import pytest
 import td_jax
 from td_jax import errors
 from td_jax import types
+from td_jax.data import movielens
 from td_jax.study import compare
 
 pytestmark = [
@@ -217,3 +218,20 @@ def test_the_command(compared, small_movielens, capfd, monkeypatch, tmp_path):
   )
   assert 'method 2 of 2: ld' in err
   assert (copy / 'compare.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_few_labels_are_compared(small_movielens, tmp_path):
+  """With a teacher that has never seen the hidden ones."""
+  more = ['--config.data.labels.share=0.5', '--config.teacher.labels=kept']
+  results = _run(_configs(('ld',), more=more), tmp_path / 'runs')
+  war = movielens.parts(conftest.small_ratings(), 'War').train
+  assert results['ld']['labels'] == round(0.5 * len(war))
+
+
+def test_data_are_looked_at_before_a_teacher_is_trained(
+  small_movielens, tmp_path
+):
+  more = ['--config.data.unlabelled.source=rest']
+  with pytest.raises(errors.ConfigError, match='hides no label'):
+    _run(_configs(('ld',), more=more), tmp_path / 'runs')
+  assert not (tmp_path / 'runs').exists()

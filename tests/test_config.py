@@ -55,9 +55,8 @@ def completed(vision_data, vision_teacher, tmp_path):
       config.teacher.checkpoint = str(vision_teacher)
     if config.domain == 'table':
       file = tmp_path / 'table.csv'
-      file.write_text(
-        'user,item,rating,place\na,b,1,Rome\na,c,2.5,Rome\nd,b,3,Oslo'
-      )
+      rows = 'a,b,1,Rome\na,c,2.5,Rome\nd,b,3,Oslo\n' * 4
+      file.write_text(f'user,item,rating,place\n{rows}')
       config.data.csv, config.data.target = str(file), 'rating'
     return completion.complete(config, log=lambda line: None)
 

@@ -199,7 +199,7 @@ def test_a_parquet_file_says_the_same(tmp_path, houses):
   [
     ('u,r\n1,2\n\n2,"x\ny"\n', r'line 5: r is .x\\ny., which is no number'),
     ('u,r\n1,2\n\n2,3,4\n', r'line 4 has 3 values, but .* names 2 columns'),
-    ('u,r\n1,inf\n', r"line 2: r is 'inf', which is not finite"),
+    ('u,r\n1,inf\n', r"line 2: r is 'inf', which is not finite as float32"),
     ('u,r\n1,1_0\n', r"line 2: r is '1_0', which is no number"),
     ('', 'is empty; its first line has to name the columns'),
     ('u,u\n1,2\n', "has two columns 'u'"),
@@ -224,7 +224,7 @@ def test_times_that_are_none(tmp_path):
 
 
 def test_files_that_are_none(tmp_path):
-  with pytest.raises(errors.DataError, match='does not exist'):
+  with pytest.raises(errors.DataError, match='is no file'):
     table_file.header(str(tmp_path / 'no.csv'))
   with pytest.raises(errors.DataError, match='not a local file'):
     table_file.header('gs://bucket/ratings.csv')
@@ -407,7 +407,8 @@ def test_numbers_are_scaled_by_the_training_rows(houses):
 
 def test_a_task_is_a_part_of_the_rows(houses):
   config = _table(houses, 'target=price,by=city,task=Oslo')
-  assert config.data.categories == ('sold',)
+  # A teacher of all cities has to know which is which.
+  assert config.data.categories == ('city', 'sold')
   task = own_table.load(config, log=types.no_log)
   everyone = own_table.load(_table(houses, 'target=price'), log=types.no_log)
   mine, all_rows = (
@@ -576,3 +577,153 @@ def test_ratings_in_use(movies, tmp_path):
     student.predict([('u1', 3)]),
     student.predict([{'userId': 'u1', 'movieId': '3'}]),
   )
+
+
+# What a newcomer met.
+
+
+def test_a_config_is_complete_after_the_first_time(movies):
+  """`compare` completes it, and then each run once more."""
+  config = _ratings(movies, 'genre=War')
+  assert completion.complete(config, log=types.no_log) == config
+  assert config.data.by == 'genres'
+
+
+@pytest.mark.parametrize(
+  ('changes', 'source'),
+  [({}, 'none'), ({'data.task': 'Oslo'}, 'rest'), ({'data.by': ''}, 'rest')],
+)
+def test_rows_without_a_target_are_those_of_the_task(tmp_path, changes, source):
+  rows = [
+    row | {'price': '' if row['city'] == 'Oslo' and i % 5 else i}
+    for i, row in enumerate(_houses())
+  ]
+  path = _write(tmp_path / 'some.csv', rows)
+  config = table_config.get_config(
+    f'data={path},target=price,by=city,task=Rome'
+  )
+  if 'data.by' in changes:
+    config.data.task = ''
+  assert _complete(config, **changes).data.unlabelled.source == source
+  # What the user says is left alone.
+  config = table_config.get_config(f'data={path},target=price')
+  config.data.unlabelled.source = 'none'
+  assert _complete(config).data.unlabelled.source == 'none'
+
+
+@pytest.mark.parametrize(
+  ('arg', 'changes', 'message'),
+  [
+    ('target=price', {'data.categories': ('price',)}, 'to be predicted, so no'),
+    ('target=price,by=price', {}, 'to be predicted, so no other'),
+    (
+      'target=price',
+      {'data.numbers': ('area', 'area')},
+      "'area' is named twice",
+    ),
+    ('target=price', {'data.others': 'ignore'}, 'no column from which'),
+    ('target=price', {'data.order': 'time'}, 'names no column'),
+  ],
+)
+def test_columns_have_one_role(houses, arg, changes, message):
+  with pytest.raises(errors.ConfigError, match=message):
+    config_lib.validate(_table(houses, arg, **changes))
+
+
+def test_one_bad_value_does_not_change_what_a_column_is(tmp_path):
+  rows = [{'a': i, 'b': i % 7, 'y': i / 3} for i in range(100)]
+  rows[50]['y'] = '1,000'
+  config = _table(_write(tmp_path / 'some.csv', rows), 'target=b')
+  assert config.data.numbers == ('a', 'y')
+  with pytest.raises(errors.DataError, match="line 52: y is '1,000', which is"):
+    _rows(config)
+
+
+def test_marks_of_missing_values(tmp_path):
+  rows = [
+    {'a': ('NA', i)[i % 4 > 0], 'sure': ('0', '1', 'NA')[i % 3]}
+    for i in range(90)
+  ]
+  config = _table(_write(tmp_path / 'some.csv', rows), 'target=sure')
+  assert config.data.kind == 'classification'
+  table = _rows(config).table
+  assert table.class_names == ('0', '1')
+  assert (len(table.target), table.size) == (60, 90)
+
+
+def test_nothing_is_known_of_an_item_that_is_missing(tmp_path):
+  rows = [
+    {
+      'user': i % 9,
+      'item': i % 7 or '',
+      'rating': i % 5,
+      'title': f'Film {i % 7}',
+    }
+    for i in range(90)
+  ]
+  config = _complete(
+    ratings_config.get_config(f'data={_write(tmp_path / "some.csv", rows)}')
+  )
+  assert _rows(config).table.titles[0] == ''
+
+
+def test_values_of_parquet_and_python(tmp_path, price):
+  """Are called the same, whatever their type."""
+  file = tmp_path / 'some.parquet'
+  columns = {'flag': [True, False], 'f': [5.0, 5.5], 'i': [5, 2**60]}
+  parquet.write_table(pa.table(columns), file)
+  found = table_file.read(str(file), text=list(columns), numbers=['i'])
+  assert [found.text[name].values[1:] for name in columns] == [
+    ['true', 'false'], ['5', '5.5'], ['5', str(2**60)],
+  ]  # fmt: skip
+  student = td_jax.load(price[0])
+  row = {'city': 'Rome', 'area': 'NA', 'floor': 1, 'sold': 'yes'}
+  same = row | {'city': ' Rome ', 'area': None, 'floor': 1.0}
+  assert len(set(student.predict([row, same]).tolist())) == 1
+  for wrong in (None, row | {'area': float('inf')}):
+    with pytest.raises(errors.DataError):
+      student.predict([wrong])
+
+
+def test_columns_of_parquet_that_cannot_be_used(tmp_path):
+  file = tmp_path / 'some.parquet'
+  when = pa.array([2, None], pa.timestamp('ns'))
+  parquet.write_table(pa.table({'s': [{'a': 1}] * 2, 'when': when}), file)
+  with pytest.raises(errors.DataError, match='neither text nor numbers'):
+    table_file.read(str(file), text=['s'])
+  with pytest.raises(errors.DataError, match="row 2: when is '', which is no"):
+    table_file.read(str(file), times=['when'])
+
+
+def test_another_delimiter_is_guessed(tmp_path):
+  file = tmp_path / 'some.csv'
+  file.write_text('a;b\n1;2\n')
+  with pytest.raises(errors.DataError, match="is ';' between its values"):
+    table_file.header(str(file))
+  assert table_file.header(str(file), delimiter=';') == ('a', 'b')
+  with pytest.raises(errors.ConfigError, match='it is one character'):
+    table_file.header(str(file), delimiter='')
+
+
+def test_dates_among_numbers(tmp_path):
+  file = tmp_path / 'some.csv'
+  file.write_text('t\n2024-01-01\n5\n')
+  with pytest.raises(
+    errors.DataError, match="line 3: t is '5', which is not of"
+  ):
+    table_file.read(str(file), times=['t'])
+  found = table_file.read(_write(file, [{'t': 3}]), numbers=['t'], times=['t'])
+  assert found.numbers['t'] == found.times['t'] == [3]
+
+
+def test_columns_with_the_names_of_predictions(tmp_path, price):
+  student = td_jax.load(price[0])
+  example = {'price': 1, 'unknown': 2}
+  row = predict._table_row(
+    student,
+    example | {'city': 'Rome', 'area': 1, 'floor': 1, 'sold': 'no'},
+    np.float32(3),
+    5,
+  )
+  assert (row['price'], row['unknown']) == (1, 2)
+  assert (row['predicted_price'], row['predicted_unknown']) == (3, [])

@@ -186,6 +186,8 @@ def table(path: str, *, columns: str, others: str) -> types.Config:
   # teachers of our own learn all rows. task '': all rows; by auto: the genres.
   cfg.by, cfg.task = '', ''
   cfg.update(few_labels('table'))
+  # auto: rest if rows of the task have no target, or else none.
+  cfg.unlabelled.source = 'auto'
   return cfg
 
 

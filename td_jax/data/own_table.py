@@ -15,6 +15,7 @@ from td_jax import errors
 from td_jax import types
 from td_jax.data import table as table_lib
 from td_jax.data import table_file
+from td_jax.data import table_items
 from td_jax.data import table_task
 from td_jax.data import task as task_lib
 from td_jax.storage import files
@@ -42,7 +43,9 @@ _USUAL = {
 }
 _ABOUT_ITEMS = ('title', 'genres')
 _LOOK = 10_000  # Rows that show whether a column has numbers.
-_SEPARATOR = '|'  # Between genres.
+# A column with more numbers than this is one of numbers, in which other values are
+# errors.
+_MOST = 0.9
 
 
 class Rows(NamedTuple):
@@ -65,6 +68,10 @@ def check(config: types.Config) -> None:
         f'config.data.{key} is {data[key]}; it is a share of the rows, above 0 '
         'and below 1.'
       )
+  if data.order == 'time' and not data.time:
+    raise errors.ConfigError(
+      "config.data.order is 'time', but config.data.time names no column."
+    )
   if data.task and not data.by:
     raise errors.ConfigError(
       f'config.data.task is {data.task!r}, but config.data.by does not say which '
@@ -136,6 +143,11 @@ def complete(config: types.Config, log: types.Log) -> None:
   _find(data, names, log)
   if data.others == 'use':
     _use_others(data, names, log)
+  if not (data.user or data.item or data.categories or data.numbers):
+    raise errors.ConfigError(
+      f'{data.csv} has no column from which {data.target!r} could be predicted; '
+      'name some in config.data.categories or config.data.numbers.'
+    )
   if data.order == _AUTO:
     data.order = 'time' if data.time else 'random'
   if data.kind == _AUTO:
@@ -152,8 +164,12 @@ def complete(config: types.Config, log: types.Log) -> None:
     f'{data.csv}: {len(empty) - lacking} rows with {data.target}, for '
     f'{data.kind}' + (f', and {lacking} without' if lacking else '')
   )
-  if lacking and data.unlabelled.source == 'none':
-    data.unlabelled.source = 'rest'
+  if data.unlabelled.source == _AUTO:
+    of_task = lacking
+    if lacking and data.by and data.task:
+      rows = read(config, log=types.no_log)
+      of_task = rows.of_task(data.task)[len(rows.table.target) :].any()
+    data.unlabelled.source = 'rest' if of_task else 'none'
 
 
 def _find(data: types.Config, names: tuple[str, ...], log: types.Log) -> None:
@@ -185,6 +201,7 @@ def _find(data: types.Config, names: tuple[str, ...], log: types.Log) -> None:
   for key in ('categories', 'numbers'):
     for name in data[key]:
       errors.choose(f'config.data.{key}', name, names)
+  _check_roles(data)
   if data.by == _AUTO:
     data.by = data.genres
     if not data.by:
@@ -192,8 +209,24 @@ def _find(data: types.Config, names: tuple[str, ...], log: types.Log) -> None:
         f'the task {data.task!r} is a genre, but no column has genres; name it in '
         'config.data.genres, or another in config.data.by.'
       )
-  elif data.by:
+  elif data.by and data.by != data.genres:
     errors.choose('config.data.by', data.by, names)
+
+
+def _check_roles(data: types.Config) -> None:
+  """Raises a ConfigError for a column that is used twice."""
+  others = [data.user, data.item, *data.categories, *data.numbers]
+  twice = [name for name in others if name and others.count(name) > 1]
+  if data.target in (*others, data.time, data.by):
+    raise errors.ConfigError(
+      f'{data.target!r} is to be predicted, so no other key of config.data may '
+      'name it.'
+    )
+  if twice:
+    raise errors.ConfigError(
+      f'{twice[0]!r} is named twice in config.data; a column is a user, an item, a '
+      'category or a number.'
+    )
 
 
 def _plain(name: str) -> str:
@@ -204,7 +237,8 @@ def _use_others(
   data: types.Config, names: tuple[str, ...], log: types.Log
 ) -> None:
   """Makes numbers or categories of the columns that no key names."""
-  used = {data[key] for key in (*_USUAL, 'by')}
+  # A teacher of all tasks sees which is which: `by` is among the others.
+  used = {data[key] for key in _USUAL}
   used.update(data.categories, data.numbers)
   others = [name for name in names if name not in used]
   look = table_file.read(
@@ -213,9 +247,9 @@ def _use_others(
   numbers, categories, different = [], [], []
   for name in others:
     column = look.text[name]
-    if _are_numbers(column.values):
+    if _share_of_numbers(column) > _MOST:
       numbers.append(name)
-    elif len(column.values) > 1 + len(column.numbers) // 2:
+    elif name != data.by and len(column.values) > 1 + len(column.numbers) // 2:
       different.append(name)  # Its values say nothing about other rows.
     else:
       categories.append(name)
@@ -237,15 +271,26 @@ def _kind(data: types.Config) -> str:
   look = table_file.read(
     data.csv, text=[data.target], delimiter=data.delimiter, rows=_LOOK
   )
-  values = look.text[data.target].values
-  few = len(values) <= 3  # Two values, and '' for those that are missing.
-  return 'regression' if _are_numbers(values) and not few else 'classification'
+  column = look.text[data.target]
+  few = len({*column.values} - {*table_lib.MISSING}) <= 2
+  are_numbers = _share_of_numbers(column) > _MOST
+  return 'regression' if are_numbers and not few else 'classification'
 
 
-def _are_numbers(values: list[str]) -> bool:
+def _share_of_numbers(column: table_file.Text) -> float:
+  """The share of numbers among the rows that are not missing."""
+  counts = np.bincount(column.numbers, minlength=len(column.values)).tolist()
+  filled = numbers = 0
+  for value, count in zip(column.values, counts, strict=True):
+    if value not in table_lib.MISSING:
+      filled += count
+      numbers += count * _is_number(value)
+  return numbers / filled if filled else 1.0
+
+
+def _is_number(value: str) -> bool:
   try:
-    for value in values:
-      float(value if value not in table_file.MISSING else 0)
+    float(value)
   except ValueError:
     return False
   return True
@@ -298,7 +343,7 @@ def read(config: types.Config, *, log: types.Log = print) -> Rows:
   numbers_of_rows = np.zeros((len(target), len(data.numbers)), np.float32)
   for i, name in enumerate(data.numbers):
     numbers_of_rows[:, i] = columns.numbers[name]
-  titles, tags, tag_names = _about_items(data, columns, names)
+  titles, tags, tag_names = table_items.read(data, columns, names)
   table = table_lib.Table(
     ids={
       name: columns.text[column].numbers[order] for name, column in ids.items()
@@ -337,61 +382,12 @@ def _target(
   if data.kind == 'regression':
     return columns.numbers[data.target].astype(np.float64), ()
   column = columns.text[data.target]
-  values = column.values[1:]
-  key = float if _are_numbers(values) else None
-  class_names = tuple(sorted(values, key=key))
+  names = {*column.values} - {*table_lib.MISSING}
+  key = float if all(map(_is_number, names)) else str
+  class_names = tuple(sorted(names, key=key))
   number = {name: float(i) for i, name in enumerate(class_names)}
-  of_value = np.asarray([np.nan, *(number[value] for value in values)])
+  of_value = np.asarray([number.get(value, np.nan) for value in column.values])
   return of_value[column.numbers], class_names
-
-
-def _about_items(
-  data: types.Config, columns: table_file.Columns, names: dict[str, list[str]]
-) -> tuple[list[str], np.ndarray | None, tuple[str, ...]]:
-  """(titles, genres as flags [items, G], their names) of items by number.
-
-  Items that only the file of items has are added to `names`.
-  """
-  if not (data.title or data.genres):
-    return [], None, ()
-  items, text = columns.text[data.item].numbers, columns.text
-  if data.details:
-    wanted = filter(None, (data.title, data.genres))
-    text = table_file.read(
-      data.details, text=[data.item, *wanted], delimiter=data.delimiter
-    ).text
-    known = names[table_lib.ITEM]
-    number = {name: i for i, name in enumerate(known)}
-    added = [name for name in text[data.item].values if name not in number]
-    number |= {name: len(known) + i for i, name in enumerate(added)}
-    known += added
-    of_value = [number[name] for name in text[data.item].values]
-    items = np.asarray(of_value, np.int32)[text[data.item].numbers]
-  count = len(names[table_lib.ITEM])
-
-  def first(column: str) -> list[str]:
-    """The first value of each item; '' for an item without one."""
-    rows = np.flatnonzero(text[column].numbers)
-    found, at = np.unique(items[rows], return_index=True)
-    values = [''] * count
-    chosen = text[column].numbers[rows[at]].tolist()
-    for item, value in zip(found.tolist(), chosen, strict=True):
-      values[item] = text[column].values[value]
-    return values
-
-  titles = first(data.title) if data.title else []
-  if not data.genres:
-    return titles, None, ()
-  genres = [
-    [name.strip() for name in each.split(_SEPARATOR) if name.strip()]
-    for each in first(data.genres)
-  ]
-  tag_names = sorted({name for each in genres for name in each})
-  column = {name: i for i, name in enumerate(tag_names)}
-  tags = np.zeros((count, len(tag_names)), bool)
-  for item, each in enumerate(genres):
-    tags[item, [column[name] for name in each]] = True
-  return titles, tags, tuple(tag_names)
 
 
 def _fingerprint(table: table_lib.Table, tag_names: tuple[str, ...]) -> str:

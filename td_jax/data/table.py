@@ -9,6 +9,15 @@ import numpy as np
 # Ids with a table of their own in a network; further ones are categories. These
 # names are part of parameter trees, where an item is a movie.
 USER, ITEM = 'user', 'movie'
+MISSING = (
+  '',
+  'NA',
+  'N/A',
+  'NaN',
+  'nan',
+  'null',
+  'None',
+)  # Instead of a number.
 Ids = Mapping[str, np.ndarray]  # {name of an id: int32 [n]}
 
 

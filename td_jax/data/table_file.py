@@ -6,6 +6,7 @@ row and not by its text.
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 import csv
 import pathlib
@@ -15,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 
 from td_jax import errors
+from td_jax.data import table as table_lib
 from td_jax.storage import paths
 
 _BLOCK_BYTES = 1 << 22  # Of a CSV file.
 _BLOCK_ROWS = 1 << 16  # Of a Parquet file.
-MISSING = ('', 'NA', 'N/A', 'NaN', 'nan', 'null', 'None')
 
 
 class Text(NamedTuple):
@@ -77,17 +78,24 @@ def read(
         f'{", ".join(source.names)}.'
       )
   codes = {name: _Codes() for name in text}
-  found: dict[str, list[np.ndarray]] = {
-    name: [np.zeros(0)] for name in (*numbers, *times)
-  }
+  found = {name: [np.zeros(0)] for name in numbers}
+  found_times = {name: [np.zeros(0)] for name in times}
+  readers: list[tuple[Mapping[str, Any], Callable[[Any, Any], None]]] = [
+    (codes, _Codes.add),
+    (found, lambda parts, column: parts.append(_floats(column))),
+    (found_times, lambda parts, column: parts.append(_times(column))),
+  ]
   done = 0
   for block in source.blocks(tuple(dict.fromkeys((*text, *numbers, *times)))):
-    for name in text:
-      codes[name].add(block[name])
-    for names, convert in ((numbers, _floats), (times, _times)):
-      for name in names:
+    for names, convert in readers:
+      for name, parts in names.items():
         try:
-          found[name].append(convert(block[name]))
+          convert(parts, block[name])
+        except _UnreadableError as e:
+          raise errors.DataError(
+            f'{path}: {name} has values of type {block[name].type}, which are '
+            f'neither text nor numbers ({errors.one_line(e)}); leave it out.'
+          ) from e
         except _BadValueError as e:
           raise errors.DataError(
             f'{source.place(done + e.row)}: {name} is {e.value!r}, which is '
@@ -99,8 +107,12 @@ def read(
   return Columns(
     {name: column.finish() for name, column in codes.items()},
     {name: np.concatenate(found[name]).astype(np.float32) for name in numbers},
-    {name: np.concatenate(found[name]) for name in times},
+    {name: np.concatenate(parts) for name, parts in found_times.items()},
   )
+
+
+class _UnreadableError(Exception):
+  """pyarrow cannot convert a column."""
 
 
 class _BadValueError(Exception):
@@ -116,6 +128,11 @@ class _Source:
 
   def __init__(self, path: str, delimiter: str):
     self._path, self._delimiter = path, delimiter
+    if len(delimiter) != 1:
+      raise errors.ConfigError(
+        f'config.data.delimiter is {delimiter!r}; it is one character, such as '
+        "',' or ';'."
+      )
     if paths.is_remote(paths.as_path(path)):
       raise errors.DataError(
         f'{path} is not a local file, and tables are read from local files only: '
@@ -123,14 +140,20 @@ class _Source:
       )
     if not pathlib.Path(path).is_file():
       raise errors.DataError(
-        f'{path} does not exist; name a CSV or Parquet file in config.data.csv.'
+        f'{path} is no file; name a CSV or Parquet file in config.data.csv.'
       )
-    self._is_parquet = path.endswith(('.parquet', '.pq'))
+    self._is_parquet = path.lower().endswith(('.parquet', '.pq'))
     self.names = self._names()
     repeated = {name for name in self.names if self.names.count(name) > 1}
     if repeated:
       raise errors.DataError(
         f'{path} has two columns {min(repeated)!r}; rename one.'
+      )
+    near = next((each for each in ';\t|' if each in self.names[0]), '')
+    if len(self.names) == 1 and near:
+      raise errors.DataError(
+        f'{path} has a single column, {self.names[0]!r}; is {near!r} between its '
+        'values? Then say so in config.data.delimiter.'
       )
 
   def _names(self) -> tuple[str, ...]:
@@ -258,9 +281,12 @@ def _as_text(column: Any) -> Any:
   compute = _compute()
   if pa.types.is_dictionary(column.type):
     column = column.dictionary_decode()
-  if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-    column = compute.binary_join(column.cast(pa.list_(pa.string())), '|')
-  text = compute.utf8_trim_whitespace(column.cast(pa.string()))
+  try:
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+      column = compute.binary_join(column.cast(pa.list_(pa.string())), '|')
+    text = compute.utf8_trim_whitespace(column.cast(pa.string()))
+  except pa.ArrowException as e:
+    raise _UnreadableError(str(e)) from e
   return compute.fill_null(text, '')
 
 
@@ -270,7 +296,7 @@ def _present(column: Any) -> Any:
 
   compute = _compute()
   text = _as_text(column)
-  missing = compute.is_in(text, value_set=pa.array(MISSING))
+  missing = compute.is_in(text, value_set=pa.array(table_lib.MISSING))
   return compute.if_else(missing, pa.scalar(None, pa.string()), text)
 
 
@@ -281,18 +307,20 @@ def _floats(column: Any) -> np.ndarray:
   if pa.types.is_boolean(column.type):
     column = column.cast(pa.int8())
   if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-    values = column.cast(pa.float64())
+    values = column.cast(pa.float64(), safe=False)
   else:
     text = _present(column)
     try:
       values = text.cast(pa.float64())
     except pa.ArrowInvalid:
-      raise _first_bad(text, float, 'no number') from None
+      raise _first_bad(
+        text, lambda value: pa.scalar(value).cast(pa.float64()), 'no number'
+      ) from None
   found = values.to_numpy(zero_copy_only=False)
-  infinite = np.flatnonzero(np.isinf(found))
+  infinite = np.flatnonzero(np.abs(found) > np.finfo(np.float32).max)
   if len(infinite):
     row = int(infinite[0])
-    raise _BadValueError(row, str(column[row]), 'not finite')
+    raise _BadValueError(row, str(column[row]), 'not finite as float32')
   return found
 
 
@@ -301,8 +329,11 @@ def _times(column: Any) -> np.ndarray:
   import pyarrow as pa
 
   if pa.types.is_temporal(column.type):
-    values = column.cast(pa.timestamp('us')).cast(pa.int64()).cast(pa.float64())
-    return values.to_numpy(zero_copy_only=False)
+    try:
+      values = column.cast(pa.timestamp('us'), safe=False).cast(pa.int64())
+    except pa.ArrowException as e:
+      raise _UnreadableError(str(e)) from e
+    return _without_gaps(values)
   try:
     found = _floats(column)
   except _BadValueError:
@@ -315,9 +346,13 @@ def _times(column: Any) -> np.ndarray:
         _time,
         'neither a number nor a date such as 2024-05-31 17:00',
       ) from None
-    found = (
-      dates.cast(pa.int64()).cast(pa.float64()).to_numpy(zero_copy_only=False)
-    )
+    return _without_gaps(dates.cast(pa.int64()))
+  return _without_gaps(found)
+
+
+def _without_gaps(times: Any) -> np.ndarray:
+  """float64 [n] of an array that must have a value everywhere."""
+  found = np.asarray(times, np.float64)
   empty = np.flatnonzero(np.isnan(found))
   if len(empty):
     raise _BadValueError(int(empty[0]), '', 'no time')
@@ -343,5 +378,17 @@ def _first_bad(
       convert(value if value is not None else '0')
     except Exception:
       return _BadValueError(row, value, reason)
-  # pyarrow refused what Python takes, such as 1_000.
-  return _BadValueError(0, text[0].as_py(), reason)
+  # Each can be read, but not all in the same way: dates among numbers.
+  kinds = [_is_number(value) for value in text.to_pylist()]
+  row = kinds.index(not kinds[0])
+  return _BadValueError(
+    row, text[row].as_py(), 'not of the same kind as others'
+  )
+
+
+def _is_number(value: str | None) -> bool:
+  try:
+    float(value or 0)
+  except ValueError:
+    return False
+  return True

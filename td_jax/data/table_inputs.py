@@ -249,7 +249,8 @@ class Encoder:
     rows = [self.values(example) for example in examples]
     arrays: dict[str, np.ndarray] = {
       name: np.asarray(
-        [self._known[name].get(str(row[column]), 0) for row in rows], np.int32
+        [self._known[name].get(_text(row[column]), 0) for row in rows],
+        np.int32,
       )
       for name, column in self.ids.items()
     }
@@ -284,7 +285,8 @@ class Encoder:
           f'{", ".join(self.columns)}.'
         )
       return {name: example[name] for name in self.columns}
-    if self.are_pairs and not isinstance(example, str) and len(example) == 2:
+    is_text = isinstance(example, str) or not hasattr(example, '__len__')
+    if self.are_pairs and not is_text and len(example) == 2:
       return dict(zip(self.columns, example, strict=True))
     pair = " a pair such as ('1', '50'), or" if self.are_pairs else ''
     raise errors.DataError(
@@ -302,7 +304,7 @@ class Encoder:
     values = self.values(example)
     unknown = []
     for name, column in self.ids.items():
-      number = self._known[name].get(str(values[column]), 0)
+      number = self._known[name].get(_text(values[column]), 0)
       row = self._rows[name][number] if self._is_item(name) else number
       if not row:
         unknown.append(column)
@@ -312,7 +314,7 @@ class Encoder:
     """The title of an item; '' if there is no such item, or no titles."""
     if self._titles is None:
       return ''
-    return str(self._titles[self._known[table_lib.ITEM].get(str(item), 0)])
+    return str(self._titles[self._known[table_lib.ITEM].get(_text(item), 0)])
 
   def _is_item(self, name: str) -> bool:
     return name == table_lib.ITEM and bool(self._tables)
@@ -349,10 +351,26 @@ def _scale(numbers: np.ndarray) -> Scale:
   )
 
 
+def _text(value: Any) -> str:
+  """A value as `table_file` reads it, which calls 5.0 and 5 the same."""
+  if value is None:
+    return ''
+  if isinstance(value, (bool, np.bool_)):
+    return str(value).lower()
+  if isinstance(value, (float, np.floating)) and float(value).is_integer():
+    return str(int(value))
+  return str(value).strip()
+
+
 def _number(name: str, value: Any) -> float:
-  if value is None or value == '':
+  if value is None or (
+    isinstance(value, str) and value.strip() in table_lib.MISSING
+  ):
     return np.nan
   try:
-    return float(value)
+    number = float(value)
   except (TypeError, ValueError) as e:
     raise errors.DataError(f'{name} is {value!r}, which is no number.') from e
+  if abs(number) > np.finfo(np.float32).max:
+    raise errors.DataError(f'{name} is {value!r}, which is not finite.')
+  return number

@@ -124,7 +124,11 @@ def _check_teacher(config: types.Config, folder: str, log: types.Log) -> None:
   expected = config_lib.as_teacher(config).data.labels
   stored = trained.data.labels
   # Without hidden labels the other keys do not matter.
-  if expected.share == stored.share == 1 or expected == stored:
+  if (
+    expected.share == stored.share == 1
+    # Not the blocks: they are unequal where only one of them is locked.
+    or expected.to_dict() == stored.to_dict()
+  ):
     return
   raise errors.ConfigError(
     f'config.teacher.labels is {config.teacher.labels!r}, which takes a teacher '

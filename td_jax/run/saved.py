@@ -119,7 +119,7 @@ def check_dataset(
     raise errors.DataError(
       f'{folder} was trained on other data (fingerprint '
       f'{record["dataset"][:12]}, here {task.fingerprint[:12]}). Choose '
-      'another --workdir, or --config.data.dir.'
+      'another --workdir, or the data of that run.'
     )
 
 

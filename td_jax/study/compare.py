@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from td_jax import data
 from td_jax import errors
 from td_jax import methods
 from td_jax import types
@@ -100,11 +101,16 @@ def run(
   # All that is wrong is said before anything is trained.
   complete = {}
   for name, config in configs.items():
-    first = not complete
     complete[name] = completion.complete(
-      config, log=log if first else types.no_log
+      config, log=types.no_log if complete else log
     )
     config_lib.validate(complete[name])
+  first = next(iter(complete.values()))
+  domain = data.DOMAINS[first.domain]
+  dataset = domain.read(first, log=log)
+  for config in complete.values():
+    domain.task(config, dataset)
+  del dataset
   taught = [
     each for each in complete.values() if config_lib.teacher_names(each)
   ]

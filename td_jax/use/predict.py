@@ -202,12 +202,15 @@ def _table_row(
   if item and encoder.has_titles:
     row['title'] = encoder.title(example[item])
   if student.class_names:
-    row |= _classes(student, scores, top)
+    predicted = _classes(student, scores, top)
   else:
-    row[encoder.target] = float(scores)
+    predicted = {encoder.target: float(scores)}
   # Values that the student has never seen: it goes by the others, and by the title
   # and genres of an item.
-  return row | {'unknown': encoder.unknown(example)}
+  predicted['unknown'] = encoder.unknown(example)
+  for name, value in predicted.items():
+    row[f'predicted_{name}' if name in row else name] = value
+  return row
 
 
 _KINDS = {
