@@ -12,6 +12,8 @@ import pytest
 from td_jax import errors
 from td_jax.paper import cka
 
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
+
 ESTIMATORS = {'biased': cka.biased_hsic, 'unbiased': cka.unbiased_hsic}
 EVERY = pytest.mark.parametrize('hsic', ESTIMATORS.values(), ids=ESTIMATORS)
 

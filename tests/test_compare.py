@@ -37,7 +37,7 @@ SMALL = [
   '--config.distill.hidden=14',
   '--config.distill.message=10',
 ]
-METHODS = ('scratch', 'ld', 'td_ld')
+METHODS = ('scratch', 'ld')
 
 
 def _configs(names=METHODS, *, refit=False, more=()):
@@ -51,7 +51,7 @@ def _run(configs, folder, log=types.no_log):
 
 @pytest.fixture(scope='module')
 def compared(small_movielens, tmp_path_factory):
-  """(folder, results) of three methods."""
+  """(folder, results) of two methods."""
   folder = tmp_path_factory.mktemp('compare') / 'runs'
   return folder, _run(_configs(), folder)
 
@@ -121,11 +121,10 @@ def test_all_is_checked_before_anything_is_trained(tmp_path):
 def test_one_teacher_serves_all(compared):
   folder, results = compared
   assert sorted(path.name for path in folder.iterdir()) == [
-    'ld', 'scratch', 'td_ld', 'teacher',
+    'ld', 'scratch', 'teacher',
   ]  # fmt: skip
   teacher = str((folder / 'teacher').absolute())
-  for name in ('ld', 'td_ld'):
-    assert results[name]['teachers']['teacher']['folder'] == teacher
+  assert results['ld']['teachers']['teacher']['folder'] == teacher
   assert results['scratch']['teachers'] == {}
   # A method's run is as any other.
   assert td_jax.load(folder / 'ld').predict([('1', '2')]).shape == (1,)
@@ -135,28 +134,27 @@ def test_the_same_command_runs_what_is_missing(compared, tmp_path):
   folder, results = compared
   copy = tmp_path / 'runs'
   shutil.copytree(folder, copy)
-  shutil.rmtree(copy / 'td_ld')
-  before = (copy / 'ld' / 'metrics.jsonl').stat().st_mtime_ns
+  shutil.rmtree(copy / 'ld')
+  before = (copy / 'scratch' / 'metrics.jsonl').stat().st_mtime_ns
   # The teacher is that of the copy, where the first has its own: a new folder
   # is no other teacher.
   configs = _configs()
   for config in configs.values():
     config.teacher.checkpoint = str(folder / 'teacher')
   again = _run(configs, copy)
-  assert again['td_ld']['test'] == results['td_ld']['test']
   assert again['ld']['test'] == results['ld']['test']
-  assert (copy / 'ld' / 'metrics.jsonl').stat().st_mtime_ns == before
+  assert again['scratch']['test'] == results['scratch']['test']
+  assert (copy / 'scratch' / 'metrics.jsonl').stat().st_mtime_ns == before
 
 
 def test_a_refit_is_compared_too(small_movielens, tmp_path):
   """Curves are those before the refit, which has no validation."""
   folder = tmp_path / 'runs'
-  results = _run(_configs(('ld',), refit=True), folder)
-  assert (folder / 'teacher' / 'selection').is_dir()
-  curves = compare.curves(folder, ['ld'], 'rmse')
-  assert curves['ld'].steps.tolist() == [4, 8, 12]
-  assert curves['ld'].scores.shape == (3, 3)
-  assert 'validation' in results['ld']
+  results = _run(_configs(('scratch',), refit=True), folder)
+  curves = compare.curves(folder, ['scratch'], 'rmse')
+  assert curves['scratch'].steps.tolist() == [4, 8, 12]
+  assert curves['scratch'].scores.shape == (3, 3)
+  assert 'validation' in results['scratch']
 
 
 def test_the_page_by_hand():

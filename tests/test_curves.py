@@ -10,6 +10,8 @@ import tiny_vision
 from td_jax.run import config as config_lib
 from td_jax.study import curves
 
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
+
 
 @pytest.mark.parametrize('recipe', curves.RECIPES)
 def test_configs_are_valid(recipe):

@@ -25,6 +25,8 @@ from td_jax.run import config as config_lib
 from td_jax.run import pipeline
 from td_jax.run import preemption
 
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
+
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
 
 

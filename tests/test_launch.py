@@ -87,6 +87,8 @@ sys.exit(22) if not file.exists() else print(file.read_text(), end='')
 
 _UV = """
 import os, pathlib, sys
+
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
 home = pathlib.Path(os.environ['HOME'])
 with open(home / 'uv_calls', 'a') as f:
   f.write(' '.join(sys.argv[1:]) + '\\n')

@@ -9,6 +9,8 @@ import pytest
 
 from td_jax.models import layers
 
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
+
 KEY = jax.random.key(7)
 
 

@@ -540,10 +540,10 @@ def test_programs_say_what_predict_says(price):
 
 
 def test_classes_of_a_table(houses, tmp_path):
-  """With a teacher of all cities, by a conversation."""
+  """With a teacher of all cities."""
   folder = tmp_path / 'run'
   config = table_config.get_config(
-    f'data={houses},target=sold,by=city,task=Rome,method=td_ld'
+    f'data={houses},target=sold,by=city,task=Rome,method=ld'
   )
   results = _run(config, folder)
   assert results['metric'] == 'accuracy'

@@ -20,6 +20,8 @@ from td_jax.paper import check_section
 from td_jax.paper import intervals
 from td_jax.paper import numbers
 
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
+
 ROOT = pathlib.Path(__file__).parents[1]
 SHARED = pathlib.Path(os.environ.get('TD_JAX_SHARED', ROOT.parent / 'shared'))
 # Labels of the rows, letters and digits alone.

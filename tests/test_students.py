@@ -12,6 +12,8 @@ from td_jax import errors
 from td_jax.models import students
 from td_jax.models import vit
 
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
+
 SIZE = 8
 _SETTINGS = {
   'classes': 3,

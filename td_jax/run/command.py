@@ -16,7 +16,6 @@ from ml_collections import config_flags
 
 from td_jax import configs
 from td_jax import errors
-from td_jax import types
 
 _HELP = ('help', 'helpfull', 'helpshort', 'h')
 
@@ -86,7 +85,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     stop(e, _flag_error(e), errors.ConfigError.exit_code)
 
 
-def config(value: str, overrides: Sequence[str]) -> types.Config:
+def config(value: str, overrides: Sequence[str]) -> Any:
   """The config of `--config=value` and of words such as --config.k=2.
 
   Raises:
