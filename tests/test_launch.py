@@ -19,6 +19,8 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
+
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _TPU = str(_ROOT / 'launch' / 'tpu.sh')
 _LOCAL = [sys.executable, str(_ROOT / 'launch' / 'local.py')]
@@ -87,8 +89,6 @@ sys.exit(22) if not file.exists() else print(file.read_text(), end='')
 
 _UV = """
 import os, pathlib, sys
-
-pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
 home = pathlib.Path(os.environ['HOME'])
 with open(home / 'uv_calls', 'a') as f:
   f.write(' '.join(sys.argv[1:]) + '\\n')
