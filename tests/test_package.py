@@ -237,7 +237,7 @@ def test_the_library_face_is_light():
     td_jax.nothing  # noqa: B018
 
 
-def test_tensorflow_is_not_needed(installed, environment, tmp_path):
+def test_tensorflow_is_not_needed(run, tmp_path):
   """Everything can be imported without it, and ratings and tables be read."""
   (tmp_path / 'rows.csv').write_text('a,b\n' + '1,x\n2,y\n3,x\n' * 20)
   script = """
@@ -261,17 +261,9 @@ try:
 except errors.DataError as e:
   print(e)
 """
-  process = subprocess.run(
-    [str(installed / 'python'), '-c', script],
-    cwd=tmp_path,
-    env=environment,
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
-  assert process.returncode == 0, process.stderr
-  assert "pip install 'td_jax[tfds]'" in process.stdout.splitlines()[-1]
+  code, out, err = run('python', '-c', script)
+  assert code == 0, err
+  assert "pip install 'td_jax[tfds]'" in out.splitlines()[-1]
 
 
 @pytest.mark.long

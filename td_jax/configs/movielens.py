@@ -18,6 +18,7 @@ from typing import Any
 import ml_collections
 
 from td_jax.configs import common
+from td_jax.configs import table_common
 
 # Weights and recipes were chosen on validation (results/search.jsonl). Where it
 # could not separate conversations (they differ by 0.0002, and a standard error
@@ -48,26 +49,7 @@ def get_config(arg: str = '') -> Any:
   cfg.data.train_fraction = 1.0  # Earliest share of the training ratings.
   cfg.data.update(common.few_labels(cfg.domain))
 
-  cfg.update(
-    common.learner(
-      common.mlp(hidden=(128, 64), dropout=0.1, unknown_rate=0.2),
-      steps=500,
-      batch_size=256,
-      optimizer_name='adamw',
-      learning_rate=1e-3,
-      weight_decay=0.3,
-      clip=0.0,
-    )
-  )
-  cfg.teacher = common.learner(
-    common.mlp(hidden=(512, 256), dropout=0.5, unknown_rate=0.1),
-    steps=1000,
-    batch_size=512,
-    optimizer_name='adamw',
-    learning_rate=1e-3,
-    weight_decay=1.0,
-    clip=0.0,
-  )
+  table_common.learners(cfg, steps=500)
   # Folder of a teacher's run; '': train a teacher in the workdir.
   cfg.teacher.checkpoint = ''
   # all: the teacher learns from all ratings, as in the paper; kept: ratings that
@@ -81,10 +63,5 @@ def get_config(arg: str = '') -> Any:
   cfg.refit_on_validation = True
 
   if args.runlocal:
-    cfg.seeds = 2
-    learners: list[Any] = [cfg, cfg.teacher]
-    for run in learners:
-      run.steps, run.steps_per_dispatch = 60, 20
-      run.log_every, run.eval_every = 20, 20
-      run.optim.warmup = 10
+    table_common.shorten(cfg)
   return cfg

@@ -1,4 +1,4 @@
-"""What `ratings` and `table` share: the networks and recipes of `movielens`."""
+"""What `movielens`, `ratings` and `table` share: their networks and recipes."""
 
 from typing import Any
 
@@ -16,10 +16,25 @@ def config(method: str, *, runlocal: bool) -> Any:
   cfg.domain = 'table'
   cfg.method = method
   cfg.seeds = 3
+  learners(cfg, steps=1000)
+  cfg.teacher.checkpoint = ''  # Folder of a teacher's run; '': train one.
+  # all: the teacher learns from all labels; kept: those that `data.labels` hides
+  # from the students are hidden from it too.
+  cfg.teacher.labels = 'kept'
+  # Whether the teacher's states are computed once, before training: faster, but 3 KB
+  # for each row.
+  cfg.teacher.cache = False
+  if runlocal:
+    shorten(cfg)
+  return cfg
+
+
+def learners(cfg: Any, *, steps: int) -> None:
+  """Adds a small student, which trains for `steps`, and a large teacher."""
   cfg.update(
     common.learner(
       common.mlp(hidden=(128, 64), dropout=0.1, unknown_rate=0.2),
-      steps=1000,
+      steps=steps,
       batch_size=256,
       optimizer_name='adamw',
       learning_rate=1e-3,
@@ -36,18 +51,13 @@ def config(method: str, *, runlocal: bool) -> Any:
     weight_decay=1.0,
     clip=0.0,
   )
-  cfg.teacher.checkpoint = ''  # Folder of a teacher's run; '': train one.
-  # all: the teacher learns from all labels; kept: those that `data.labels` hides
-  # from the students are hidden from it too.
-  cfg.teacher.labels = 'kept'
-  # Whether the teacher's states are computed once, before training: faster, but 3 KB
-  # for each row.
-  cfg.teacher.cache = False
-  if runlocal:
-    cfg.seeds = 2
-    learners: list[Any] = [cfg, cfg.teacher]
-    for run in learners:
-      run.steps, run.steps_per_dispatch = 60, 20
-      run.log_every, run.eval_every = 20, 20
-      run.optim.warmup = 10
-  return cfg
+
+
+def shorten(cfg: Any) -> None:
+  """Makes a run one of seconds, to see it work."""
+  cfg.seeds = 2
+  runs: list[Any] = [cfg, cfg.teacher]
+  for run in runs:
+    run.steps, run.steps_per_dispatch = 60, 20
+    run.log_every, run.eval_every = 20, 20
+    run.optim.warmup = 10

@@ -152,11 +152,12 @@ def complete(config: types.Config, log: types.Log) -> None:
     data.order = 'time' if data.time else 'random'
   if data.kind == _AUTO:
     data.kind = _kind(data)
-  text, numbers = ([data.target], [])
-  if data.kind == 'regression':
-    text, numbers = numbers, text
+  regression = data.kind == 'regression'
   columns = table_file.read(
-    data.csv, text=text, numbers=numbers, delimiter=data.delimiter
+    data.csv,
+    text=() if regression else (data.target,),
+    numbers=(data.target,) if regression else (),
+    delimiter=data.delimiter,
   )
   empty = np.isnan(_target(data, columns)[0])
   lacking = int(np.count_nonzero(empty))
@@ -284,16 +285,8 @@ def _share_of_numbers(column: table_file.Text) -> float:
   for value, count in zip(column.values, counts, strict=True):
     if value not in table_lib.MISSING:
       filled += count
-      numbers += count * _is_number(value)
+      numbers += count * table_file.is_number(value)
   return numbers / filled if filled else 1.0
-
-
-def _is_number(value: str) -> bool:
-  try:
-    float(value)
-  except ValueError:
-    return False
-  return True
 
 
 # The rows.
@@ -383,7 +376,7 @@ def _target(
     return columns.numbers[data.target].astype(np.float64), ()
   column = columns.text[data.target]
   names = {*column.values} - {*table_lib.MISSING}
-  key = float if all(map(_is_number, names)) else str
+  key = float if all(map(table_file.is_number, names)) else str
   class_names = tuple(sorted(names, key=key))
   number = {name: float(i) for i, name in enumerate(class_names)}
   of_value = np.asarray([number.get(value, np.nan) for value in column.values])

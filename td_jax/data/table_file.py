@@ -363,9 +363,7 @@ def _time(value: str) -> None:
   """Raises an exception for text that is neither a number nor a date."""
   import pyarrow as pa
 
-  try:
-    float(value)
-  except ValueError:
+  if not is_number(value):
     pa.scalar(value).cast(pa.timestamp('us'))
 
 
@@ -379,14 +377,15 @@ def _first_bad(
     except Exception:
       return _BadValueError(row, value, reason)
   # Each can be read, but not all in the same way: dates among numbers.
-  kinds = [_is_number(value) for value in text.to_pylist()]
+  kinds = [is_number(value) for value in text.to_pylist()]
   row = kinds.index(not kinds[0])
   return _BadValueError(
     row, text[row].as_py(), 'not of the same kind as others'
   )
 
 
-def _is_number(value: str | None) -> bool:
+def is_number(value: str | None) -> bool:
+  """Whether text can be read as a number, or is absent."""
   try:
     float(value or 0)
   except ValueError:
