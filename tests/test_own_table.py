@@ -21,6 +21,7 @@ from td_jax.configs import table as table_config
 from td_jax.data import movielens
 from td_jax.data import own_table
 from td_jax.data import table_file
+from td_jax.data import table_inputs
 from td_jax.methods import base
 from td_jax.run import completion
 from td_jax.run import config as config_lib
@@ -727,3 +728,18 @@ def test_columns_with_the_names_of_predictions(tmp_path, price):
   )
   assert (row['price'], row['unknown']) == (1, 2)
   assert (row['predicted_price'], row['predicted_unknown']) == (3, [])
+
+
+def test_values_of_python_are_called_as_in_files():
+  for value, text in (
+    (True, 'true'), (np.bool_(False), 'false'), (5.0, '5'), (np.float32(5.5), '5.5'),
+    (None, ''), (' a ', 'a'), (7, '7'),
+  ):  # fmt: skip
+    assert table_inputs._text(value) == text
+
+
+def test_a_bad_value_in_a_later_block(tmp_path, monkeypatch):
+  monkeypatch.setattr(table_file, '_BLOCK_BYTES', 50)
+  rows = [{'a': i if i != 70 else 'x'} for i in range(90)]
+  with pytest.raises(errors.DataError, match="line 72: a is 'x'"):
+    table_file.read(_write(tmp_path / 'some.csv', rows), numbers=['a'])
