@@ -1,6 +1,7 @@
 """Talking-model distillation (arXiv 2310.03188) in JAX, Flax and optax.
 
-`load` returns the student of a finished run. `methods`, `models`, `talk` and
+`load` returns the student of a finished run. `Frozen` makes a teacher of functions.
+`methods`, `models`, `talk` and
 `losses` are modules. All of them are imported when they are first used, so that
 commands start quickly.
 """
@@ -18,6 +19,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
+  if name == 'Frozen':
+    return importlib.import_module('td_jax.models.frozen').Frozen
   if name == 'load':
     return importlib.import_module('td_jax.use.student').load
   if name in _LAZY:

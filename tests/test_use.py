@@ -22,7 +22,7 @@ from td_jax import types
 from td_jax.data import movielens
 from td_jax.data import preprocess
 from td_jax.models import pretrained
-from td_jax.models import published_huggingface
+from td_jax.models import published_export
 from td_jax.models import vit
 from td_jax.run import pipeline
 from td_jax.use import cost
@@ -401,7 +401,7 @@ def _stored(folder, **settings):
   variables = jax.tree.map(
     lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes
   )
-  config, tensors = published_huggingface.stored(
+  config, tensors = published_export.stored(
     settings,
     traverse_util.flatten_dict(variables['params'], sep='/'),
     image_size=8,

@@ -84,11 +84,14 @@ def vit(*, depth: int, split: tuple[int, int], **settings: Any) -> types.Config:
   # Where the class token joins: before or after the positions are added; or
   # none, for a network without a class token.
   cfg.class_token = 'before'
-  cfg.position = 'learned'  # learned or sincos2d.
+  cfg.registers = 0  # Further learned tokens, without positions.
+  cfg.position = 'learned'  # learned, sincos2d or rope (rotary, as in DINOv3).
+  cfg.pre_norm = False  # LayerNorm of the embeddings, as in CLIP.
   cfg.pooling = 'token'  # token, mean, token_and_mean or map.
   cfg.pre_logits_width = 0  # 0: the head follows the pooled token directly.
   cfg.layer_scale = 0.0  # Initial scale of residual branches; 0: no LayerScale.
-  cfg.gelu = 'tanh'  # tanh (an approximation) or exact.
+  cfg.mlp = 'gelu'  # gelu or swiglu, whose first layer has a gate.
+  cfg.gelu = 'tanh'  # tanh (an approximation), exact or quick (CLIP's).
   cfg.eps = 1e-6  # Epsilon of every LayerNorm.
   cfg.dropout = 0.0
   cfg.dtype = 'bfloat16'  # Blocks compute in it; choose float32 on CPUs.
@@ -102,6 +105,7 @@ def published(checkpoint: str, model: types.Config) -> types.Config:
   """A teacher with published weights."""
   cfg: Any = ml_collections.ConfigDict()
   cfg.checkpoint = checkpoint  # A .npz file, or a folder from Hugging Face.
+  cfg.update(own_teacher())
   cfg.model = model  # The architecture of the weights, and its split.
   # Take the architecture of teacher and student, except for their splits and the
   # student's depth and pooling, and the mean and std of images from the weights.
@@ -113,6 +117,14 @@ def published(checkpoint: str, model: types.Config) -> types.Config:
   # Folder for the teacher's head, scores and, with `cache`, states, which all
   # runs share. '' keeps only the head, in the run's own folder.
   cfg.cache_dir = ''
+  return cfg
+
+
+def own_teacher() -> types.Config:
+  """Teachers that td_jax neither trains nor has a class for; see docs/teachers.md."""
+  cfg: Any = ml_collections.ConfigDict()
+  cfg.states = ''  # A .npz of outputs and states that were computed elsewhere.
+  cfg.build = ''  # package.module:function, which returns a td_jax.Frozen.
   return cfg
 
 

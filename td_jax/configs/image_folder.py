@@ -12,7 +12,9 @@ Hardware: any; larger images, such as size=224, take a GPU or a TPU.
 
 Arguments after the colon:
   data: the folder of images.
-  teacher: a .npz file or a folder from Hugging Face; `td_jax teacher` gets one.
+  teacher: a .npz file or a folder from Hugging Face; `td_jax teacher` gets one. Or
+    package.module:function, a function of your own that makes one.
+  states: in place of a teacher, a file of its answers; docs/teachers.md.
   method: scratch, ld, dkd, fd, fitnet, hybrid, td or td_ld.
   unlabelled: a further folder of images, which need no classes.
   size: side of the images in pixels, a multiple of the teacher's patch; by
@@ -26,6 +28,8 @@ from typing import Any
 from td_jax.configs import common
 from td_jax.configs import vit_common
 
+_OWN_SIZE = 64  # The default without published weights.
+
 
 def get_config(arg: str = '') -> Any:
   """A published teacher and a student of 4 of its blocks."""
@@ -33,6 +37,7 @@ def get_config(arg: str = '') -> Any:
     arg,
     data='',
     teacher='',
+    states='',
     method='td_ld',
     unlabelled='',
     size=0,
@@ -41,20 +46,26 @@ def get_config(arg: str = '') -> Any:
   )
   cfg = vit_common.small(args.method, teacher=args.teacher)
   cfg.name = 'image_folder'
-  # 0 and '' stand for what the data and the teacher's weights have.
-  cfg.teacher.as_stored = True
-  cfg.teacher.model.split = (0, 0)
-  cfg.model.width = cfg.model.heads = cfg.model.mlp_width = 0
+  own = ':' in args.teacher and '://' not in args.teacher
+  if own or args.states:
+    _own_teacher(cfg, build=args.teacher, states=args.states)
+  else:
+    # 0 and '' stand for what the data and the teacher's weights have.
+    cfg.teacher.as_stored = True
+    cfg.teacher.model.split = (0, 0)
+    cfg.model.width = cfg.model.heads = cfg.model.mlp_width = 0
+  size = args.size if cfg.teacher.as_stored else args.size or _OWN_SIZE
   cfg.data = common.images(
     'image_folder',
     ('', '', ''),
     classes=0,
-    size=args.size,
+    size=size,
     memory='stream' if args.stream else 'device',
   )
   cfg.data.dir = args.data
-  cfg.data.smaller_side = args.size
-  cfg.data.mean = cfg.data.std = ()
+  cfg.data.smaller_side = size
+  if cfg.teacher.as_stored:
+    cfg.data.mean = cfg.data.std = ()
   if args.stream:
     cfg.data.area = (0.3, 1.0)
   else:
@@ -67,3 +78,16 @@ def get_config(arg: str = '') -> Any:
   if args.runlocal:
     vit_common.shorten(cfg)
   return cfg
+
+
+def _own_teacher(cfg: Any, *, build: str, states: str) -> None:
+  """A teacher that td_jax has no class for, and a student that starts at random."""
+  cfg.teacher.checkpoint = ''
+  cfg.teacher.build, cfg.teacher.states = build, states
+  cfg.student_init, cfg.student_head = 'random', 'zeros'
+  # Without a class token it has the tokens of a CNN's grid.
+  cfg.model.update(
+    {'class_token': 'none', 'pooling': 'mean', 'layer_scale': 0.0}
+  )
+  cfg.model.update({'width': 192, 'heads': 3, 'mlp_width': 768, 'patch': 8})
+  cfg.optim.learning_rate = 1e-3

@@ -52,6 +52,7 @@ def get_config(arg: str = '') -> Any:
   table_common.learners(cfg, steps=500)
   # Folder of a teacher's run; '': train a teacher in the workdir.
   cfg.teacher.checkpoint = ''
+  cfg.teacher.update(common.own_teacher())
   # all: the teacher learns from all ratings, as in the paper; kept: ratings that
   # `data.labels` hides from the students are hidden from it too.
   cfg.teacher.labels = 'all'

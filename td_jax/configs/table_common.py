@@ -18,6 +18,7 @@ def config(method: str, *, runlocal: bool) -> Any:
   cfg.seeds = 3
   learners(cfg, steps=1000)
   cfg.teacher.checkpoint = ''  # Folder of a teacher's run; '': train one.
+  cfg.teacher.update(common.own_teacher())
   # all: the teacher learns from all labels; kept: those that `data.labels` hides
   # from the students are hidden from it too.
   cfg.teacher.labels = 'kept'

@@ -13,6 +13,7 @@ import numpy as np
 
 from td_jax import errors
 from td_jax import types
+from td_jax.data import answers
 from td_jax.data import feed
 from td_jax.data import image_folder
 from td_jax.data import images
@@ -70,6 +71,11 @@ def check(config: types.Config) -> None:
       f'config.data.fixed_crops is {data.fixed_crops}; it must be at least 0, '
       "and 0 for config.data.memory='stream' or config.data.augment='none'."
     )
+  if config.teacher.states and (data.memory == 'stream' or data.fixed_crops):
+    raise errors.ConfigError(
+      'config.teacher.states has one answer for each image, which fits '
+      "config.data.memory='device' and config.data.fixed_crops=0."
+    )
   if config.refit_on_validation:
     raise errors.ConfigError(
       'config.refit_on_validation is True, which is for MovieLens; for images '
@@ -94,7 +100,10 @@ def read(config: types.Config, *, log: types.Log = print) -> Dataset:
   in_memory = config.data.memory == 'device'
   if not in_memory:
     tfds_lib.module()  # It decodes streams; without it, this is an error.
-  dataset = (_read_columns if in_memory else _open_streams)(config.data, log)
+  if in_memory:
+    dataset = _read_columns(config.data, config.teacher.states, log)
+  else:
+    dataset = _open_streams(config.data, log)
   if len(dataset.class_names) != config.data.classes:
     raise errors.ConfigError(
       f'config.data.classes is {config.data.classes}, but '
@@ -210,8 +219,30 @@ def _check_preprocessing(data: types.Config) -> None:
     )
 
 
-def _read_columns(data: types.Config, log: types.Log) -> Dataset:
-  """All splits in memory."""
+def _read_columns(data: types.Config, states: str, log: types.Log) -> Dataset:
+  """All splits in memory, with the rows of the teacher's answers `states`."""
+  folder = data.dir if data.dataset == image_folder.NAME else ''
+  answered = answers.Index(states, folder=folder) if states else None
+
+  def columns(
+    part: images.Columns,
+    name: str,
+    spec: str,
+    data_dir: str,
+    labelled: bool = True,
+  ) -> types.Batch:
+    batch = types.Batch(
+      x=part.images, y=part.labels, mask=np.ones(len(part.labels), np.float32)
+    )
+    if answered is None:
+      return batch
+    assert part.ids is not None
+    names = images.examples(
+      name, spec, part.ids, data_dir=data_dir, labelled=labelled
+    )
+    rows = answered.rows(names, what=f'{name} {spec!r}')
+    return batch._replace(teacher_x={types.TEACHER: rows})
+
   parts = {
     name: images.load_columns(
       data.dataset,
@@ -225,7 +256,10 @@ def _read_columns(data: types.Config, log: types.Log) -> Dataset:
     for name in _SPLITS
     if data[name]
   }
-  splits = {name: _columns(part) for name, part in parts.items()}
+  splits = {
+    name: columns(part, data.dataset, data[name], data.dir)
+    for name, part in parts.items()
+  }
   fingerprints = (part.fingerprint for part in parts.values())
   dataset = Dataset(
     splits, parts['train'].class_names, files.sha256(*fingerprints)
@@ -250,7 +284,8 @@ def _read_columns(data: types.Config, log: types.Log) -> Dataset:
       "streamed (config.data.memory='stream')."
     )
   return dataset._replace(
-    unlabelled=_columns(other), unlabelled_fingerprint=other.fingerprint
+    unlabelled=columns(other, name, split, folder, labelled=False),
+    unlabelled_fingerprint=other.fingerprint,
   )
 
 
@@ -365,12 +400,6 @@ def _make_from_stream(data: types.Config) -> feed.MakeBatch:
 def _is_fixed(data: types.Config) -> bool:
   """Whether the input made of an example depends on its id alone."""
   return data.augment == 'none' or data.fixed_crops > 0
-
-
-def _columns(part: images.Columns) -> types.Batch:
-  return types.Batch(
-    x=part.images, y=part.labels, mask=np.ones(len(part.labels), np.float32)
-  )
 
 
 def _count(split: task_lib.Split) -> int:

@@ -44,6 +44,9 @@ class Columns(NamedTuple):
   labels: np.ndarray  # int32 [n]
   class_names: tuple[str, ...]
   fingerprint: str  # SHA-256 of everything above.
+  ids: np.ndarray | None = (
+    None  # [n], the numbers of the records in their split.
+  )
 
 
 def load_columns(
@@ -109,7 +112,18 @@ def load_columns(
     images, labels = whole.images[start:stop], whole.labels[start:stop]
   # Little-endian 64 bits on every machine, so that fingerprints agree.
   fingerprint = files.sha256(whole.fingerprint, ids.astype('<i8'))
-  return Columns(images, labels, whole.class_names, fingerprint)
+  return Columns(images, labels, whole.class_names, fingerprint, ids)
+
+
+def examples(
+  name: str, spec: str, ids: np.ndarray, *, data_dir: str, labelled: bool
+) -> list[str]:
+  """The names of the records `ids` of a split, see `answers`."""
+  split, *_ = splits.parse(spec, name=name)
+  if name != image_folder.NAME:
+    return [f'{split}/{number}' for number in ids.tolist()]
+  reader = records.load(name, data_dir, labelled=labelled).reader(split)
+  return [reader.location(number) for number in ids.tolist()]
 
 
 def _columns(

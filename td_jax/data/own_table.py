@@ -351,6 +351,7 @@ def read(config: types.Config, *, log: types.Log = print) -> Rows:
     class_names=class_names,
     titles=titles,
     tags=tags,
+    lines=order,
   )
   table = table._replace(fingerprint=_fingerprint(table, tag_names))
 

@@ -26,6 +26,7 @@ class Examples(NamedTuple):
 
   ids: Ids
   numbers: np.ndarray  # float32 [n, F]; NaN is missing.
+  lines: np.ndarray | None = None  # [n], as in `Table`; None for pairs.
 
   def __len__(self) -> int:
     return len(self.numbers)
@@ -48,6 +49,8 @@ class Table(NamedTuple):
   # What is known of each item by number: a text, and bool [items, G].
   titles: Sequence[str] = ()
   tags: np.ndarray | None = None
+  # int64 [N]: the number of each row in the file, from 0; None if there is no file.
+  lines: np.ndarray | None = None
 
   @property
   def size(self) -> int:
@@ -57,7 +60,9 @@ class Table(NamedTuple):
   def rows(self, rows: np.ndarray) -> Examples:
     """The examples in `rows` [n]."""
     return Examples(
-      {name: ids[rows] for name, ids in self.ids.items()}, self.numbers[rows]
+      {name: ids[rows] for name, ids in self.ids.items()},
+      self.numbers[rows],
+      None if self.lines is None else self.lines[rows],
     )
 
 

@@ -146,7 +146,11 @@ class Inputs:
       batch = feed.take(columns, ids, key)
       return batch._replace(
         x=whole(batch.x),
-        teacher_x={name: whole(x) for name, x in batch.teacher_x.items()},
+        teacher_x={
+          # Else a teacher sees the number of an answer alone.
+          name: whole(x) if isinstance(x, Mapping) else x
+          for name, x in batch.teacher_x.items()
+        },
       )
 
     return make

@@ -21,6 +21,7 @@ import numpy as np
 
 from td_jax import errors
 from td_jax import types
+from td_jax.data import answers
 from td_jax.data import baselines
 from td_jax.data import feed
 from td_jax.data import labels
@@ -147,11 +148,26 @@ def task(
   # The teacher has trained on all tasks, so it knows more values.
   teacher = table_inputs.vocabulary(table, table.rows(seen_by_teacher.train))
   inputs = table_inputs.Inputs(table, all_tasks.train)
+  states = config.teacher.states
+  answered = answers.Index(states) if states else None
+
+  def seen(examples: table_lib.Examples) -> Any:
+    """What the teacher sees of examples."""
+    if answered is None:
+      return inputs.columns(examples, teacher)
+    if examples.lines is None:
+      raise errors.ConfigError(
+        f'config.teacher.states is {states!r}, but these examples are in no file; '
+        'choose a config of --config=ratings or table, and another '
+        'config.data.unlabelled.source than pairs.'
+      )
+    lines = [str(line) for line in examples.lines.tolist()]
+    return answered.rows(lines, what='the table')
 
   def columns(examples: table_lib.Examples, target: np.ndarray) -> types.Batch:
     return types.Batch(
       x=inputs.columns(examples, student),
-      teacher_x={types.TEACHER: inputs.columns(examples, teacher)},
+      teacher_x={types.TEACHER: seen(examples)},
       y=target,
       mask=np.ones(len(target), np.float32),
     )

@@ -60,6 +60,7 @@ class Need(enum.Enum):
   TEACHER = 'a frozen teacher'
   TEACHER_OUTPUT = "the teacher's outputs for the task"
   TEACHER_STATES = "the teacher's hidden states on the input"
+  TEACHER_LAYERS = "the teacher's layers, for states that were messages"
   # `combine` leaves examples without a label out of such a term.
   LABELS = 'a label of each example'
   CLASS_LABELS = 'labels that are classes'

@@ -155,4 +155,6 @@ def talking(
   needs = {base.Need.TEACHER, base.Need.SAME_TOKENS, base.Need.ROUNDS}
   if not (base.is_off(weights.message) and base.is_off(weights.state)):
     needs.add(base.Need.TEACHER_STATES)
+  if conversation['k'] and not base.is_off(weights.interact):
+    needs.add(base.Need.TEACHER_LAYERS)
   return base.Method(init, loss, frozenset(needs), messages)

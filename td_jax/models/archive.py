@@ -11,6 +11,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import io
+import json
 import math
 import pathlib
 import tempfile
@@ -28,6 +29,7 @@ from td_jax import errors
 _MAX_GROWTH = 16
 _ALWAYS_ALLOWED = 2**25  # Bytes that any archive may unpack to.
 _MAX_HEADER = 2**14  # Bytes of an array's header that are read.
+INDEX = 'model.safetensors.index.json'  # Of weights in several files.
 _BFLOAT16 = np.dtype('V2')  # NumPy's files store bfloat16 as this dtype.
 
 
@@ -129,6 +131,35 @@ def safetensor(file: pathlib.Path, path: str) -> Iterator[Archive]:
         return _finite_floats(opened.get_tensor(name))
 
     yield Archive(path, shapes, read)
+
+
+@contextlib.contextmanager
+def sharded(folder: str) -> Iterator[Archive]:
+  """Opens weights in several .safetensors, listed in `INDEX` in `folder`.
+
+  Raises:
+    errors.DataError: As for `safetensor`; or the list is damaged, or names a leaf
+      that its file lacks.
+  """
+  path = f'{folder}/{INDEX}'
+  with local(path) as file, _as_data_error(path):
+    files = dict(json.loads(file.read_text())['weight_map'])
+    for name in set(files.values()):
+      if pathlib.PurePath(name).name != name:
+        raise ValueError(f'{name!r} is not the name of a file')
+  with contextlib.ExitStack() as stack:
+    shards = {}
+    for name in sorted(set(files.values())):
+      own = stack.enter_context(local(f'{folder}/{name}'))
+      shards[name] = stack.enter_context(safetensor(own, f'{folder}/{name}'))
+    shapes = {}
+    for leaf, name in files.items():
+      if leaf not in shards[name].shapes:
+        raise errors.DataError(
+          f'{path}: leaf {leaf} is not in {name}. Download both files again.'
+        )
+      shapes[leaf] = shards[name].shapes[leaf]
+    yield Archive(path, shapes, lambda leaf: shards[files[leaf]].read(leaf))
 
 
 class _Header(NamedTuple):

@@ -25,6 +25,22 @@ def sincos2d(*, rows: int, columns: int, width: int) -> np.ndarray:
   return table.astype(np.float32)
 
 
+def rotations(*, rows: int, columns: int, width: int) -> np.ndarray:
+  """Angles of rotary positions in DINOv3 (arXiv 2508.10104).
+
+  Returns:
+    float32 [rows * columns, width], for heads of this width, a multiple of 4. Both
+    halves are equal: dimensions i and i + width / 2 form a pair. Within a half come
+    first the angles of y and then those of x, at frequencies from 1 down to 1 /
+    100. Places go from -1 to 1, with the centres of patches half a patch inside.
+  """
+  frequencies = 100.0 ** -np.arange(0, 1, 4 / width)
+  y, x = (np.mgrid[:rows, :columns] + 0.5).reshape(2, -1, 1)
+  y, x = 2 * y / rows - 1, 2 * x / columns - 1
+  half = 2 * np.pi * np.concatenate([y * frequencies, x * frequencies], axis=1)
+  return np.tile(half, 2).astype(np.float32)
+
+
 def align_corners(old: int, new: int) -> np.ndarray:
   """Linear weights [new, old] that leave the corners where they are.
 
@@ -53,6 +69,18 @@ def bicubic(old: int, new: int) -> np.ndarray:
       weights, (np.arange(new), cell), _cubic(places - (left + tap), a=-0.75)
     )
   return weights
+
+
+def antialiased(old: int, new: int) -> np.ndarray:
+  """Cubic weights [new, old]: a = -0.5, wider by the factor of a reduction.
+
+  timm resizes in this way (torch's `interpolate` with `antialias`); weights beyond
+  the borders are left out.
+  """
+  factor = max(old / new, 1)
+  places = ((np.arange(new) + 0.5) * old / new - 0.5)[:, None]
+  weights = _cubic((places - np.arange(old)) / factor, a=-0.5)
+  return weights / weights.sum(axis=1, keepdims=True)
 
 
 def resize(

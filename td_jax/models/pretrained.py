@@ -3,8 +3,8 @@
 - google-research/vision_transformer: .npz with the names from before or since
   Linen, with or without pre-logits, head and the prefix of a training state.
 - big_vision: .npz with a class token, mean or attention pooling.
-- Hugging Face `vit` and `dinov2`: folders with config.json and
-  model.safetensors.
+- Hugging Face's kinds in `published_huggingface`, and timm's: folders with
+  config.json and model.safetensors, which may be in several files.
 
 Every stored leaf must be accounted for under its own name: no leaf may be
 missing, left over, of another shape or used twice.
@@ -25,9 +25,12 @@ from td_jax import types
 from td_jax.models import archive
 from td_jax.models import posemb
 from td_jax.models import published
+from td_jax.models import published_config
 from td_jax.models import published_google
 from td_jax.models import published_huggingface
+from td_jax.models import published_timm
 from td_jax.models import vit
+from td_jax.storage import paths
 
 # The fields of `vit.ViT` that say how to run a network. A checkpoint has none
 # of them, and they do not change its parameters' names and shapes here.
@@ -40,9 +43,20 @@ RUNNING: dict[str, Any] = {
 }
 
 
+_WEIGHTS = 'model.safetensors'
+
+
 class Teacher(NamedTuple):
   settings: dict[str, Any]  # All fields of `vit.ViT` except `RUNNING`.
   variables: types.PyTree  # float32 NumPy arrays, as with scan=False.
+
+
+def is_published(path: str) -> bool:
+  """Whether `path` is published weights: a .npz, or a folder with safetensors."""
+  if path.endswith('.npz'):
+    return True
+  folder = paths.as_path(path)
+  return any((folder / name).exists() for name in (_WEIGHTS, archive.INDEX))
 
 
 def load(
@@ -56,7 +70,7 @@ def load(
 
   Args:
     path: A .npz, or a folder with config.json and model.safetensors; local or
-      gs://.
+      gs://; see `is_published`.
     image_size: Side in pixels of the images that the teacher will see. A
       learned position table is resized by the rule of its origin.
     classes: Number of classes of the task. A stored head with as many classes
@@ -106,7 +120,10 @@ def describe(path: str) -> Description:
   del settings['classes']
   if path.endswith('.npz'):
     return Description(settings, None)
-  return Description(settings, published_huggingface.scale(path))
+  config = _config(path)
+  if published_timm.is_timm(config):
+    return Description(settings, published_timm.scale(config))
+  return Description(settings, published_huggingface.scale(path, config))
 
 
 @contextlib.contextmanager
@@ -118,13 +135,29 @@ def _opened(
     with archive.local(path) as file, archive.npz(file, path) as stored:
       yield stored, published_google.layout(stored, position=position)
     return
+  config = _config(path)
+  layout = published_huggingface.layout
+  if published_timm.is_timm(config):
+    layout = published_timm.layout
+  with _safetensors(path) as stored:
+    yield layout(stored, config)
+
+
+def _config(path: str) -> published_config.Config:
   with archive.local(f'{path}/config.json') as file:
-    config = published_huggingface.read_config(file, f'{path}/config.json')
-  with (
-    archive.local(f'{path}/model.safetensors') as file,
-    archive.safetensor(file, f'{path}/model.safetensors') as stored,
-  ):
-    yield stored, published_huggingface.layout(stored, config)
+    return published_config.read(file, f'{path}/config.json')
+
+
+@contextlib.contextmanager
+def _safetensors(path: str) -> Iterator[archive.Archive]:
+  """The arrays in a folder: in one file, or in several."""
+  if (paths.as_path(path) / archive.INDEX).exists():
+    with archive.sharded(path) as stored:
+      yield stored
+    return
+  name = f'{path}/{_WEIGHTS}'
+  with archive.local(name) as file, archive.safetensor(file, name) as stored:
+    yield stored
 
 
 def _load(

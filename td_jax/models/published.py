@@ -39,11 +39,39 @@ def stored_name(leaf: str, names: Sequence[tuple[str, str]]) -> str:
 
 def with_batch_axis(name: str, shape: Shape) -> Shape:
   """Adds the axis of size 1 that all origins store in tables and tokens."""
-  if name == 'embed/position':
+  if name in ('embed/position', 'embed/registers'):
     return (1, *shape)
   if name in ('embed/class_token', 'pool/probe'):
     return (1, 1, *shape)
   return shape
+
+
+def shape_of(stored: archive.Archive, name: str, axes: Sequence[Any]) -> Shape:
+  """The shape of a leaf that determines settings.
+
+  Args:
+    stored: The file.
+    name: The leaf's stored name.
+    axes: The meaning of each axis, for the message.
+
+  Raises:
+    errors.DataError: the leaf is missing, or has another number of axes.
+  """
+  shape = stored.shapes.get(name)
+  if shape is None or len(shape) != len(axes):
+    raise mismatch(stored, name, axes)
+  return shape
+
+
+def depth(stored: archive.Archive, pattern: str) -> int:
+  """The highest number of a block plus one, so that a gap is noticed later.
+
+  Args:
+    stored: The file.
+    pattern: Of the start of a block's leaves; its group is the number.
+  """
+  matches = (re.match(pattern, name) for name in stored.shapes)
+  return 1 + max((int(match[1]) for match in matches if match), default=-1)
 
 
 def mismatch(

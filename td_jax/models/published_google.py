@@ -39,19 +39,8 @@ class _Leaves(NamedTuple):
     return any(name.startswith(start) for name in self.stored.shapes)
 
   def shape(self, name: str, *axes: Any) -> published.Shape:
-    """The shape of a leaf that determines settings.
-
-    Args:
-      name: The leaf's name.
-      *axes: The meaning of each axis, for the message.
-
-    Raises:
-      errors.DataError: the leaf is missing, or has another number of axes.
-    """
-    shape = self.stored.shapes.get(self.prefix + name)
-    if shape is None or len(shape) != len(axes):
-      raise published.mismatch(self.stored, self.prefix + name, axes)
-    return shape
+    """The shape of a leaf, see `published.shape_of`."""
+    return published.shape_of(self.stored, self.prefix + name, axes)
 
 
 class _BlockNames(NamedTuple):
@@ -105,6 +94,9 @@ def layout(
     settings={
       **_sizes(leaves, block_names),
       'class_token': class_token,
+      'registers': 0,
+      'pre_norm': False,
+      'mlp': 'gelu',
       'position': 'learned' if table else 'sincos2d',
       'pooling': _pooling(leaves),
       'layer_scale': 0.0,
@@ -160,19 +152,12 @@ def _sizes(leaves: _Leaves, block_names: _BlockNames) -> dict[str, int]:
   return {
     'classes': classes,
     'width': width,
-    'depth': _depth(leaves),
+    'depth': published.depth(leaves.stored, rf'{leaves.prefix}{_BLOCK}(\d+)/'),
     'heads': heads,
     'mlp_width': mlp_width,
     'patch': patch,
     'pre_logits_width': pre_logits_width,
   }
-
-
-def _depth(leaves: _Leaves) -> int:
-  """The highest number of a block plus one, so that a gap is noticed later."""
-  pattern = re.compile(rf'{leaves.prefix}{_BLOCK}(\d+)/')
-  matches = map(pattern.match, leaves.stored.shapes)
-  return 1 + max(int(match[1]) for match in matches if match)
 
 
 def _names(

@@ -18,7 +18,10 @@ _MUST_AGREE = (
   'mlp_width',
   'patch',
   'class_token',
+  'registers',
   'position',
+  'pre_norm',
+  'mlp',
   'gelu',
   'eps',
 )

@@ -5,6 +5,7 @@ LayerNorm, which are float32. Parameters are always float32.
 """
 
 import functools
+from typing import NamedTuple
 
 from flax import linen as nn
 import jax
@@ -22,13 +23,26 @@ Images = jt.Float[jt.Array, 'b height width channels']
 Tokens = jt.Float[jt.Array, 'b t d']
 
 
+class Rotation(NamedTuple):
+  """Cosines and sines by which queries and keys are rotated, see `posemb`."""
+
+  cos: jt.Float[jt.Array, 't e']
+  sin: jt.Float[jt.Array, 't e']
+
+
 class Embed(nn.Module):
-  """Images [b, h, w, 3] -> tokens [b, t, d] with positions added."""
+  """Images [b, h, w, 3] -> tokens [b, t, d] with positions added.
+
+  The order is class token, registers, patches.
+  """
 
   width: int
   patch: int
   class_token: str
+  registers: int
   position: str
+  pre_norm: bool
+  eps: float
   dtype: np.dtype
 
   @nn.compact
@@ -49,18 +63,39 @@ class Embed(nn.Module):
       patches
     )
     if self.class_token == 'before':
-      tokens = self._with_class_token(tokens)
-    tokens += self._positions(rows, columns, tokens.shape[1])[None]
+      tokens = self._with(self._class_token(), tokens)
+    if self.position != 'rope':  # Which acts on queries and keys alone.
+      tokens += self._positions(rows, columns, tokens.shape[1])[None]
+    if self.registers:
+      first = int(self.class_token == 'before')
+      tokens = jnp.concatenate(
+        [tokens[:, :first], self._with(self._registers(), tokens[:, first:])],
+        axis=1,
+      )
     if self.class_token == 'after':
-      tokens = self._with_class_token(tokens)
+      tokens = self._with(self._class_token(), tokens)
+    if self.pre_norm:
+      norm = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name='norm')
+      tokens = norm(tokens)
     return tokens
 
-  def _with_class_token(self, tokens: Tokens) -> jt.Float[jt.Array, 'b t+1 d']:
-    token = self.param('class_token', nn.initializers.zeros, (self.width,))
-    token = jnp.broadcast_to(
-      token.astype(self.dtype), (tokens.shape[0], 1, self.width)
+  def _with(
+    self, first: jt.Float[jt.Array, 'r d'], tokens: Tokens
+  ) -> jt.Float[jt.Array, 'b r+t d']:
+    """`first`, in front of the tokens of each example."""
+    first = jnp.broadcast_to(
+      first.astype(self.dtype)[None], (len(tokens), *first.shape)
     )
-    return jnp.concatenate([token, tokens], axis=1)
+    return jnp.concatenate([first, tokens], axis=1)
+
+  def _class_token(self) -> jt.Float[jt.Array, '1 d']:
+    token = self.param('class_token', nn.initializers.zeros, (self.width,))
+    return token[None]
+
+  def _registers(self) -> jt.Float[jt.Array, 'r d']:
+    return self.param(
+      'registers', nn.initializers.normal(0.02), (self.registers, self.width)
+    )
 
   def _positions(
     self, rows: int, columns: int, tokens: int
@@ -83,7 +118,10 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(
-    self, queries: jt.Float[jt.Array, 'b q d'], tokens: Tokens
+    self,
+    queries: jt.Float[jt.Array, 'b q d'],
+    tokens: Tokens,
+    rotation: Rotation | None = None,
   ) -> jt.Float[jt.Array, 'b q d']:
     batch, _, width = tokens.shape
     dense = functools.partial(
@@ -97,10 +135,13 @@ class Attention(nn.Module):
       values = dense(name=name)(values)
       return values.reshape(batch, -1, self.heads, width // self.heads)
 
+    def rotated(values: jt.Float[jt.Array, 'b t k e']) -> types.Array:
+      return values if rotation is None else _rotate(values, rotation)
+
     # This function computes its softmax in float32 for every dtype.
     mixed = jax.nn.dot_product_attention(
-      by_head('query', queries),
-      by_head('key', tokens),
+      rotated(by_head('query', queries)),
+      rotated(by_head('key', tokens)),
       by_head('value', tokens),
       implementation='xla',
     )
@@ -108,9 +149,14 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-  """Dense -> GELU -> dropout -> Dense, on each token."""
+  """Dense -> GELU -> dropout -> Dense, on each token.
+
+  With kind='swiglu' (arXiv 2002.05202) the first Dense is multiplied by the SiLU
+  of another, the gate, in place of the GELU.
+  """
 
   hidden: int
+  kind: str
   gelu: str
   dropout: float
   dtype: np.dtype
@@ -123,7 +169,10 @@ class Mlp(nn.Module):
       kernel_init=nn.initializers.xavier_uniform(),
     )
     hidden = dense(self.hidden, name='in')(tokens)
-    hidden = nn.gelu(hidden, approximate=self.gelu == 'tanh')
+    if self.kind == 'swiglu':
+      hidden *= nn.silu(dense(self.hidden, name='gate')(tokens))
+    else:
+      hidden = _GELUS[self.gelu](hidden)
     hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
     return dense(tokens.shape[-1], name='out')(hidden)
 
@@ -133,6 +182,7 @@ class Block(nn.Module):
 
   heads: int
   mlp_width: int
+  mlp: str
   layer_scale: float
   gelu: str
   eps: float
@@ -140,7 +190,9 @@ class Block(nn.Module):
   dtype: np.dtype
 
   @nn.compact
-  def __call__(self, tokens: Tokens, train: bool) -> Tokens:
+  def __call__(
+    self, tokens: Tokens, train: bool, rotation: Rotation | None = None
+  ) -> Tokens:
     # LayerNorm computes its statistics in float32 for every dtype.
     norm = functools.partial(nn.LayerNorm, epsilon=self.eps, dtype=self.dtype)
 
@@ -156,9 +208,16 @@ class Block(nn.Module):
     attention = Attention(self.heads, self.dtype, name='attention')
     # `add` reads the `tokens` of the enclosing function at the time of the
     # call, so the second call adds to the result of the first.
-    tokens = add('attention', attention(normed, normed))
+    tokens = add('attention', attention(normed, normed, rotation))
     normed = norm(name='mlp_norm')(tokens)
-    mlp = Mlp(self.mlp_width, self.gelu, self.dropout, self.dtype, name='mlp')
+    mlp = Mlp(
+      self.mlp_width,
+      self.mlp,
+      self.gelu,
+      self.dropout,
+      self.dtype,
+      name='mlp',
+    )
     return add('mlp', mlp(normed, train))
 
 
@@ -167,6 +226,7 @@ class AttentionPool(nn.Module):
 
   heads: int
   mlp_width: int
+  mlp: str
   gelu: str
   eps: float
   dtype: np.dtype
@@ -179,5 +239,26 @@ class AttentionPool(nn.Module):
     attention = Attention(self.heads, self.dtype, name='attention')
     pooled = attention(probe, tokens)
     norm = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name='norm')
-    mlp = Mlp(self.mlp_width, self.gelu, 0.0, self.dtype, name='mlp')
+    mlp = Mlp(self.mlp_width, self.mlp, self.gelu, 0.0, self.dtype, name='mlp')
     return (pooled + mlp(norm(pooled), False))[:, 0]
+
+
+def _quick_gelu(values: types.Array) -> types.Array:
+  """The approximation of GELU with which CLIP was trained."""
+  return values * nn.sigmoid(1.702 * values)
+
+
+_GELUS = {
+  'tanh': functools.partial(nn.gelu, approximate=True),
+  'exact': functools.partial(nn.gelu, approximate=False),
+  'quick': _quick_gelu,
+}
+
+
+def _rotate(
+  values: jt.Float[jt.Array, 'b t k e'], rotation: Rotation
+) -> jt.Float[jt.Array, 'b t k e']:
+  """Rotates dimensions i and i + e / 2 of each head by the angles of its token."""
+  cos, sin = (table.astype(values.dtype)[None, :, None] for table in rotation)
+  first, second = jnp.split(values, 2, axis=-1)
+  return values * cos + jnp.concatenate([-second, first], axis=-1) * sin

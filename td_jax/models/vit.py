@@ -1,7 +1,8 @@
 """Vision Transformer (arXiv 2010.11929), split after any two of its blocks.
 
-vision_transformer, big_vision, Hugging Face ViT and DINOv2 differ only in
-fields of `ViT`, so it can run the published weights of all four.
+The networks of vision_transformer, big_vision, timm and, at Hugging Face, ViT,
+DeiT, DINOv2, DINOv3, CLIP and SigLIP differ only in fields of `ViT`, so it can run
+the published weights of all of them.
 
 Layer i of section 3.1 is block i. The last layer consists of everything after
 the blocks: LayerNorm, pooling, pre-logits and head. So h may be the number of
@@ -12,6 +13,7 @@ float32; `dtype` applies to the embeddings and blocks.
 """
 
 from collections.abc import Mapping
+import math
 from typing import Any
 
 from flax import linen as nn
@@ -23,6 +25,7 @@ import numpy as np
 from td_jax import errors
 from td_jax import types
 from td_jax.models import layers
+from td_jax.models import posemb
 from td_jax.models import split as split_lib
 from td_jax.models import transformer
 
@@ -30,9 +33,10 @@ _CHOICES = {
   # Whether the class token joins the patches before or after positions are
   # added. Joined before, it has a row in the position table.
   'class_token': ('none', 'before', 'after'),
-  'position': ('learned', 'sincos2d'),
+  'position': ('learned', 'sincos2d', 'rope'),
   'pooling': ('token', 'mean', 'token_and_mean', 'map'),
-  'gelu': ('tanh', 'exact'),
+  'mlp': ('gelu', 'swiglu'),
+  'gelu': ('tanh', 'exact', 'quick'),
   'dtype': ('float32', 'bfloat16'),
 }
 
@@ -53,6 +57,10 @@ def check(name: str, settings: Any, inputs: Mapping[str, Any]) -> None:
       raise errors.ConfigError(
         f'{name}.{field} is {getattr(settings, field)}; it must be at least 1.'
       )
+  if settings.registers < 0:
+    raise errors.ConfigError(
+      f'{name}.registers is {settings.registers}; it must be at least 0.'
+    )
   split_lib.check(f'{name}.split', settings.split, settings.depth + 1)
   errors.check_rate(f'{name}.dropout', settings.dropout)
   if settings.width % settings.heads:
@@ -69,6 +77,12 @@ def check(name: str, settings: Any, inputs: Mapping[str, Any]) -> None:
       f'for a class token ({name}.class_token is {settings.class_token!r}; '
       "take 'after')."
     )
+  head_width = settings.width // settings.heads
+  if settings.position == 'rope' and head_width % 4:
+    raise errors.ConfigError(
+      f"{name}.position is 'rope', which needs heads whose width is a multiple of "
+      f'4; {name}.width / {name}.heads is {head_width}.'
+    )
   if settings.pooling.startswith('token') and settings.class_token == 'none':
     raise errors.ConfigError(
       f'{name}.pooling is {settings.pooling!r}, but {name}.class_token is '
@@ -84,7 +98,7 @@ def check(name: str, settings: Any, inputs: Mapping[str, Any]) -> None:
 
 
 def token_axes(settings: Any, inputs: Mapping[str, Any]) -> tuple[int, ...]:
-  """The token axes of the states: (patches + class token,).
+  """The token axes of the states: (class token + registers + patches,).
 
   Raises:
     errors.ConfigError: the dataset has no images.
@@ -95,7 +109,12 @@ def token_axes(settings: Any, inputs: Mapping[str, Any]) -> tuple[int, ...]:
       "has none. Take config.domain='images', or another network."
     )
   side = inputs['image_size'] // settings.patch
-  return (side**2 + (settings.class_token != 'none'),)
+  return (side**2 + _first_patch(settings),)
+
+
+def _first_patch(settings: Any) -> int:
+  """The number of tokens before the patches."""
+  return int(settings.class_token != 'none') + settings.registers
 
 
 class ViT(split_lib.Network):
@@ -114,11 +133,14 @@ class ViT(split_lib.Network):
   patch: int  # Side of a patch in pixels.
   split: tuple[int, int]  # (l, h): low after block l, high after block h.
   class_token: str  # 'none', or joins 'before' or 'after' the positions.
-  position: str  # 'learned' or 'sincos2d'.
+  registers: int  # Further learned tokens, without positions.
+  position: str  # 'learned', 'sincos2d' or 'rope'.
+  pre_norm: bool  # LayerNorm of the embeddings.
   pooling: str  # 'token', 'mean' of patches, 'token_and_mean' or 'map'.
   pre_logits_width: int  # Width of Dense -> tanh before the head; 0: none.
   layer_scale: float  # Initial factor on residual branches; 0: no factor.
-  gelu: str  # 'tanh' or 'exact'.
+  mlp: str  # 'gelu' or 'swiglu'.
+  gelu: str  # 'tanh', 'exact' or 'quick'.
   eps: float  # Epsilon of LayerNorm.
   dropout: float  # On embeddings, inside MLPs and on residual branches.
   dtype: str  # Dtype in which embeddings and blocks compute.
@@ -132,7 +154,10 @@ class ViT(split_lib.Network):
       width=self.width,
       patch=self.patch,
       class_token=self.class_token,
+      registers=self.registers,
       position=self.position,
+      pre_norm=self.pre_norm,
+      eps=self.eps,
       dtype=self._dtype,
     )
     self.drop = nn.Dropout(self.dropout)
@@ -202,6 +227,7 @@ class ViT(split_lib.Network):
     return {
       'heads': self.heads,
       'mlp_width': self.mlp_width,
+      'mlp': self.mlp,
       'layer_scale': self.layer_scale,
       'gelu': self.gelu,
       'eps': self.eps,
@@ -217,9 +243,10 @@ class ViT(split_lib.Network):
     self, tokens: transformer.Tokens, start: int, stop: int, train: bool
   ) -> Any:
     """Applies blocks start + 1 to stop, counted from 1."""
+    rotation = self._rotation(tokens.shape[1])
     if not self.scan:
       for block in self.blocks[start:stop]:
-        tokens = block(tokens, train)
+        tokens = block(tokens, train, rotation)
       return tokens
     if start == stop:
       return tokens
@@ -228,12 +255,15 @@ class ViT(split_lib.Network):
     block = transformer.Block(**self._block_settings(), parent=None)
 
     def body(
-      tokens: transformer.Tokens,
+      tokens: Any,
       params_and_key: tuple[types.PyTree, types.Key | None],
     ) -> tuple[Any, None]:
       params, key = params_and_key
       rngs = None if key is None else {'dropout': key}
-      return block.apply({'params': params}, tokens, train, rngs=rngs), None
+      tokens = block.apply(
+        {'params': params}, tokens, train, rotation, rngs=rngs
+      )
+      return tokens, None
 
     if self.remat:
       # Inside a scan XLA cannot undo the rematerialisation by merging common
@@ -244,6 +274,28 @@ class ViT(split_lib.Network):
       keys = jax.random.split(self.make_rng('dropout'), stop - start)
     params = jax.tree.map(lambda leaf: leaf[start:stop], self.stacked)
     return jax.lax.scan(body, tokens, (params, keys))[0]
+
+  def _rotation(self, tokens: int) -> transformer.Rotation | None:
+    """By which angles attention rotates `tokens` tokens; None if it does not.
+
+    Raises:
+      errors.ConfigError: The patches form no square.
+    """
+    if self.position != 'rope':
+      return None
+    first = _first_patch(self)
+    side = math.isqrt(tokens - first)
+    if side**2 != tokens - first:
+      raise errors.ConfigError(
+        f"model.position is 'rope', which takes square images; this one has "
+        f'{tokens - first} patches.'
+      )
+    angles = posemb.rotations(
+      rows=side, columns=side, width=self.width // self.heads
+    )
+    # Class token and registers have no place and are not rotated.
+    angles = jnp.asarray(np.pad(angles, [(first, 0), (0, 0)]))
+    return transformer.Rotation(jnp.cos(angles), jnp.sin(angles))
 
   def _init_stack(self, rng: types.Key) -> types.PyTree:
     """Parameters of all blocks, leaves [depth, ...], each with its own key."""
@@ -270,7 +322,7 @@ class ViT(split_lib.Network):
     if self.pooling == 'map':
       return self.pool(encoded.astype(self._dtype)).astype(jnp.float32)
     token = encoded[:, 0]
-    mean = encoded[:, int(self.class_token != 'none') :].mean(axis=1)
+    mean = encoded[:, _first_patch(self) :].mean(axis=1)
     if self.pooling == 'token_and_mean':
       return jnp.concatenate([token, mean], axis=1)
     return token if self.pooling == 'token' else mean

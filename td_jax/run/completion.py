@@ -7,8 +7,8 @@ from td_jax import errors
 from td_jax import models
 from td_jax import types
 from td_jax.data import preprocess
+from td_jax.models import pretrained
 from td_jax.run import saved
-from td_jax.run import teachers
 from td_jax.run import workdir
 from td_jax.storage import paths
 
@@ -71,7 +71,7 @@ def _stored(
 ) -> tuple[dict[str, Any], tuple[Any, Any] | None]:
   """(settings of the teacher's network, scale of its images if known)."""
   folder = config.teacher.checkpoint
-  if teachers.is_published(folder):
+  if pretrained.is_published(folder):
     describe = models.NETWORKS[config.teacher.model.name].describe
     assert describe is not None  # Configs with `as_stored` have ViTs.
     settings, scale = describe(folder)

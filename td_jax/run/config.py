@@ -18,6 +18,7 @@ from td_jax.configs import common
 from td_jax.devices import parallel
 from td_jax.methods import losses
 from td_jax.methods import schedules
+from td_jax.storage import paths
 from td_jax.training import optim
 
 HEADS = ('stored', 'probe', 'none')  # For published teachers.
@@ -94,6 +95,21 @@ def teacher_names(config: types.Config) -> tuple[str, ...]:
   return ()
 
 
+def given_teacher(config: types.Config) -> str:
+  """What the config names as its teacher, in one of three keys; '' for none."""
+  teacher = config.teacher
+  return (
+    teacher.build
+    or (teacher.states and paths.absolute(teacher.states))
+    or (teacher.checkpoint and paths.absolute(teacher.checkpoint))
+  )
+
+
+def has_own_teacher(config: types.Config) -> bool:
+  """Whether its teacher is no network of `td_jax.models`."""
+  return bool(config.teacher.build or config.teacher.states)
+
+
 def as_teacher(config: types.Config) -> types.Config:
   """The run that trains the teacher: its own recipe, all data, one seed."""
   own = config.copy_and_resolve_references()
@@ -101,7 +117,8 @@ def as_teacher(config: types.Config) -> types.Config:
     {
       name: value
       for name, value in config.teacher.items()
-      if name not in ('checkpoint', 'cache', 'head', 'labels')
+      if name
+      not in ('checkpoint', 'build', 'states', 'cache', 'head', 'labels')
     }
   )
   own.method = types.TEACHER
@@ -149,17 +166,28 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
       for old, new in _RENAMED.items():
         _rename(learner, old, new)
       _fill(learner.get('optim'), common.optimizer().to_dict())
+      _fill_vit(learner.get('model'))
   if 'student_init' in config:
     _fill(config, {'student_head': 'zeros'})
   _fill(config.get('distill'), common.distill().to_dict())
   few_labels = common.few_labels(str(config.get('domain')))
   _fill(config.get('data'), few_labels.to_dict())
+  if config.get('method') != types.TEACHER or 'checkpoint' in config.get(
+    'teacher', {}
+  ):
+    _fill(config.get('teacher'), common.own_teacher().to_dict())
   if config.get('domain') == 'images':
     _fill(config.get('teacher'), {'as_stored': False})
   if config.get('domain') == 'movielens':
     _fill(config.get('data'), {'dataset': 'movielens/100k-ratings'})
     _fill(config.get('teacher'), {'labels': 'all'})
   return config
+
+
+def _fill_vit(model: Any) -> None:
+  """Adds the keys of a ViT that did not exist yet."""
+  if isinstance(model, dict) and model.get('name') == 'vit':
+    _fill(model, {'registers': 0, 'pre_norm': False, 'mlp': 'gelu'})
 
 
 def difference(stored: Mapping[str, Any], config: types.Config) -> list[str]:
@@ -216,6 +244,9 @@ def _check_teacher(config: types.Config, inputs: Mapping[str, Any]) -> None:
     )
   if config.method != types.TEACHER and not teacher_names(config):
     return
+  if has_own_teacher(config):
+    _check_own(config)
+    return
   if has_recipe:
     _check_learner(config.teacher, 'config.teacher', inputs)
   else:
@@ -260,6 +291,43 @@ def _check_learner(
         f'{name}.{field} is {config[field]}; it must be a multiple of '
         f'{name}.{unit}, {config[unit]}.'
       )
+
+
+def _check_own(config: types.Config) -> None:
+  """A teacher that a function of the user makes, or that answered elsewhere."""
+  teacher = config.teacher
+  given = {
+    f'config.teacher.{key}': teacher[key]
+    for key in ('build', 'states', 'checkpoint')
+    if teacher[key]
+  }
+  if len(given) > 1:
+    raise errors.ConfigError(
+      f'{" and ".join(f"{key} is {value!r}" for key, value in given.items())}; give '
+      'one of them.'
+    )
+  ((field, value),) = given.items()
+  module, _, function = teacher.build.partition(':')
+  names = [*module.split('.'), function]
+  if teacher.build and not all(name.isidentifier() for name in names):
+    raise errors.ConfigError(
+      f"{field} is {value!r}; it must name a function, as in 'package.module:"
+      "function'."
+    )
+  if teacher.states and methods.Need.TEACHER_LAYERS in needs(config):
+    raise errors.ConfigError(
+      f'{field} is {value!r}, but in method {config.method!r} the teacher interprets '
+      "messages, which takes its layers; choose 'ld', 'fd', 'fitnet' or 'hybrid', or "
+      'give config.teacher.build.'
+    )
+  if config.student_init != 'random':
+    raise errors.ConfigError(
+      f'config.student_init is {config.student_init!r}, but a student cannot take '
+      f"over layers of {field}; choose config.student_init='random' and "
+      "config.student_head='zeros'."
+    )
+  if 'head' in teacher:
+    errors.choose('config.teacher.head', teacher.head, HEADS)
 
 
 def _check_published(config: types.Config, inputs: Mapping[str, Any]) -> None:

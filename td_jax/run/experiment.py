@@ -11,6 +11,7 @@ from flax import linen as nn
 import jax
 import numpy as np
 
+from td_jax import errors
 from td_jax import methods
 from td_jax import models
 from td_jax import types
@@ -110,6 +111,12 @@ def abstract(
   example = feed_lib.example(feed)
   networks, variables = {}, {}
   if config_lib.needs(config):
+    if config.teacher.build or config.teacher.states:
+      raise errors.ConfigError(
+        "what a step costs is counted without a teacher's weights, which works for "
+        'networks of config.teacher.model alone; leave config.teacher.build and '
+        'config.teacher.states empty.'
+      )
     network = models.build(config.teacher.model, task.model_args)
     networks[types.TEACHER] = network
     variables[types.TEACHER] = jax.eval_shape(
@@ -209,7 +216,8 @@ def _with_teacher_inputs(
     name: x for name, x in feed.columns.teacher_x.items() if name in teachers
   }
   feed = feed._replace(columns=feed.columns._replace(teacher_x=inputs))
-  if config.teacher.cache:
+  # Answers from elsewhere are states that were computed once, already.
+  if config.teacher.cache and not config.teacher.states:
     for name, teacher in teachers.items():
       feed = teacher_states.precompute(
         feed,

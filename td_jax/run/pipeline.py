@@ -192,9 +192,9 @@ def _load_teachers(
       task,
       path=path,
       # A run's folder may be moved: teachers inside it stay relative.
-      folder=paths.relative(paths.resolve(plan.path, folder), path)
-      if not paths.is_absolute(folder)
-      else folder,
+      folder=folder
+      if stage.config.teacher.build or paths.is_absolute(folder)
+      else paths.relative(paths.resolve(plan.path, folder), path),
       log=log,
     )
     for name, folder in stage.teachers.items()

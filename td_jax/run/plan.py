@@ -16,11 +16,11 @@ from td_jax import errors
 from td_jax import methods
 from td_jax import types
 from td_jax.devices import parallel as parallel_lib
+from td_jax.models import pretrained
 from td_jax.run import completion
 from td_jax.run import config as config_lib
 from td_jax.run import results
 from td_jax.run import saved
-from td_jax.run import teachers as teachers_lib
 from td_jax.run import workdir
 from td_jax.storage import paths
 
@@ -72,9 +72,11 @@ def make(
   stages: list[Stage] = []
   teachers = {}
   for name in config_lib.teacher_names(config):
-    if config.teacher.checkpoint:
-      teachers[name] = paths.absolute(config.teacher.checkpoint)
-      _check_teacher(config, teachers[name], log)
+    given = config_lib.given_teacher(config)
+    if given:
+      teachers[name] = given
+      if not config_lib.has_own_teacher(config):
+        _check_teacher(config, given, log)
     else:
       teachers[name] = name
       if not (path / name / results.FILE).exists():
@@ -82,7 +84,9 @@ def make(
   before_refit = {}
   if config.score_before_refit or not config.refit_on_validation:
     before_refit = {
-      name: _before_refit(path, folder, stages, log)
+      name: folder
+      if config_lib.has_own_teacher(config)
+      else _before_refit(path, folder, stages, log)
       for name, folder in teachers.items()
     }
   if not config.refit_on_validation:
@@ -104,7 +108,7 @@ def devices(config: types.Config) -> parallel_lib.Parallel:
 
 def _check_teacher(config: types.Config, folder: str, log: types.Log) -> None:
   """Raises an error if a folder holds no teacher, or not the expected one."""
-  if teachers_lib.is_published(folder):
+  if pretrained.is_published(folder):
     return
   if not (paths.as_path(folder) / workdir.CONFIG).exists():
     raise errors.DataError(
@@ -164,7 +168,7 @@ def _before_refit(
   if any(stage.folder == folder for stage in planned):
     return folder  # It is trained without a refit.
   run = paths.resolve(path, folder)
-  if teachers_lib.is_published(str(run)):
+  if pretrained.is_published(str(run)):
     return folder
   if (run / SELECTION).exists():
     return selection

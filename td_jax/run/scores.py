@@ -32,10 +32,17 @@ def scorer(
   With a `teacher` the networks get the input of the teacher with this name.
   """
   if isinstance(split, types.Batch):
-    x = split.input_of(teacher) if teacher else split.x
-    split = split._replace(x=x, teacher_x={})
+    # Only what is read is put on the device.
+    own = {name: x for name, x in split.teacher_x.items() if name == teacher}
+    split = split._replace(teacher_x=own)
+  feed = feed_lib.feed(split, task.make_batch)
+
+  def make_batch(*args: Any) -> types.Batch:
+    batch = feed.make_batch(*args)
+    return batch._replace(x=batch.input_of(teacher), teacher_x={})
+
   return evaluate.scorer(
-    feed_lib.feed(split, task.make_batch),
+    feed._replace(make_batch=make_batch),
     model=model,
     metric=metrics.METRICS[task.metric],
     parallel=parallel,

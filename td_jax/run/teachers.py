@@ -1,7 +1,12 @@
 """Frozen teachers: from runs of ours, or published weights with a fitted head."""
 
 from collections.abc import Mapping
+import importlib
+import inspect
 import json
+import os
+import sys
+import traceback
 from typing import Any
 from typing import NamedTuple
 
@@ -10,11 +15,15 @@ import jax
 import numpy as np
 
 from td_jax import errors
+from td_jax import methods
 from td_jax import models
 from td_jax import types
 from td_jax.configs import common
+from td_jax.data import answers
 from td_jax.data import feed as feed_lib
 from td_jax.data import task as task_lib
+from td_jax.models import frozen
+from td_jax.models import pretrained
 from td_jax.models import probe
 from td_jax.run import saved
 from td_jax.storage import array_cache
@@ -31,13 +40,6 @@ class Teacher(NamedTuple):
   folder: str  # As results.json names it: absolute, or relative to the run.
   # Arrays that are derived from it once, for all runs that share the cache.
   cache: array_cache.Cache = array_cache.NO_CACHE
-
-
-def is_published(folder: str) -> bool:
-  """Whether `folder` holds published weights rather than a run of ours."""
-  if folder.endswith('.npz'):
-    return True
-  return (paths.as_path(folder) / 'model.safetensors').exists()
 
 
 def load(
@@ -57,14 +59,17 @@ def load(
     path: The student's run. A fitted head is stored there, unless
       `teacher.cache_dir` names a folder.
     folder: Absolute, or relative to `path`: a run of ours, whose first network
-      is taken; or published weights, as `pretrained.load` takes them.
+      is taken; or published weights, as `pretrained.load` takes them. Not read if
+      `teacher.build` or `teacher.states` says what the teacher is.
     log: Receives progress lines.
 
   Raises:
     errors.DataError: There is no teacher, it is damaged, or it does not fit
       the task.
   """
-  if not is_published(folder):
+  if config.teacher.build or config.teacher.states:
+    return _own(config, task, path=path, log=log)
+  if not pretrained.is_published(folder):
     run = saved.load(paths.resolve(path, folder), task)
     first = jax.tree.map(lambda leaf: leaf[0], run.variables)
     return Teacher(run.model, first, folder)
@@ -78,13 +83,8 @@ def load(
     )
   variables = _published(config, task, folder, load_published)
   model = models.build(settings, task.model_args)
-  cache_dir = config.teacher.cache_dir
-  cache = array_cache.Cache(
-    paths.as_path(cache_dir) if cache_dir else path,
-    _cache_digest(config, task, variables),
-    writes=jax.process_index() == 0,
-    log=log,
-  )
+  facts = [settings.to_dict(), config.teacher.head]
+  cache, shared = _caches(config, task, variables, facts, path=path, log=log)
   if config.teacher.head == 'none':
     # Zeros rather than no head, so that the parameter tree keeps its shape.
     head = jax.tree.map(np.zeros_like, variables['params']['head'])
@@ -94,21 +94,117 @@ def load(
       cache.get(
         'head',
         lambda: fit_head(
-          config,
-          task,
-          config.teacher.model,
-          variables,
-          name=folder,
-          log=log,
+          config, task, settings, variables, name=folder, log=log
         ),
       )
     )
     variables = {'params': variables['params'] | {'head': head}}
-  # Without a folder for caches only the head is stored, in the run itself:
-  # states may take more space than the run.
-  return Teacher(
-    model, variables, folder, cache if cache_dir else array_cache.NO_CACHE
+  return Teacher(model, variables, folder, shared)
+
+
+def _own(
+  config: types.Config,
+  task: task_lib.Task,
+  *,
+  path: types.Path,
+  log: types.Log,
+) -> Teacher:
+  """The teacher of `config.teacher.build` or of `config.teacher.states`."""
+  build, states = config.teacher.build, config.teacher.states
+  name = build or states
+  head = config.teacher.get('head', 'stored')
+  x = feed_lib.example(feed_lib.feed(task.train, task.make_batch)).input_of(
+    types.TEACHER
   )
+  try:
+    model, variables = built(build) if build else _answers(states)
+    classes = task.model_args.get('classes', 0)
+    stored = None if head == 'probe' else classes
+    frozen.check(model, variables, x, classes=stored)
+    needs = methods.needs(config, task_loss=task.task_loss)
+    looks = {methods.Need.TEACHER_STATES, methods.Need.TEACHER_LAYERS}
+    if needs & looks and not model.has_states:
+      raise errors.ConfigError(
+        f'it has an output alone, but method {config.method!r} looks at hidden '
+        "states; give it low and high states, or choose method 'ld'"
+      )
+  except errors.ConfigError as e:
+    field = 'build' if build else 'states'
+    raise errors.ConfigError(f'config.teacher.{field} is {name!r}: {e}.') from e
+  facts = [build, head, _source(build)]
+  cache, shared = _caches(config, task, variables, facts, path=path, log=log)
+  if head == 'probe':
+    fitted = dict(
+      cache.get(
+        'head',
+        lambda: _fit_head(config, task, model, variables, name=name, log=log),
+      )
+    )
+    variables = {'params': variables['params'] | {'head': fitted}}
+  return Teacher(model, variables, name, shared)
+
+
+def _answers(states: str) -> tuple[frozen.Lookup, dict[str, Any]]:
+  """The network and the variables of answers that were computed elsewhere."""
+  arrays = answers.read(states)
+  return frozen.Lookup('low' in arrays), {'params': {'network': arrays}}
+
+
+def built(build: str) -> tuple[frozen.Functions, dict[str, Any]]:
+  """The network and the variables that a user's function makes.
+
+  Args:
+    build: 'package.module:function'. Modules of the current directory are found.
+
+  Raises:
+    errors.ConfigError: There is no such function, or it fails.
+  """
+  module, _, name = build.partition(':')
+  # As `python -m` does, and the command td_jax does not.
+  if os.getcwd() not in sys.path:
+    sys.path.insert(0, os.getcwd())
+  try:
+    made = getattr(importlib.import_module(module), name)()
+  except Exception as e:  # The user's code may raise anything.
+    *_, last = traceback.extract_tb(e.__traceback__)
+    raise errors.ConfigError(
+      f'{errors.one_line(e)} ({last.filename}, line {last.lineno})'
+    ) from e
+  return frozen.network(made)
+
+
+def _source(build: str) -> str:
+  """The text of the module of a user's function; '' if it has none."""
+  if not build:
+    return ''
+  try:
+    return inspect.getsource(sys.modules[build.partition(':')[0]])
+  except (OSError, TypeError):
+    return ''
+
+
+def _caches(
+  config: types.Config,
+  task: task_lib.Task,
+  variables: types.PyTree,
+  facts: list[Any],
+  *,
+  path: types.Path,
+  log: types.Log,
+) -> tuple[array_cache.Cache, array_cache.Cache]:
+  """The caches of a fitted head, and of scores and states.
+
+  Without `teacher.cache_dir` only the head is stored, in the run itself: states may
+  take more space than the run.
+  """
+  folder = config.teacher.get('cache_dir', '')
+  cache = array_cache.Cache(
+    paths.as_path(folder) if folder else path,
+    _cache_digest(config, task, variables, facts),
+    writes=jax.process_index() == 0,
+    log=log,
+  )
+  return cache, cache if folder else array_cache.NO_CACHE
 
 
 def _published(
@@ -132,16 +228,17 @@ def _published(
 
 
 def _cache_digest(
-  config: types.Config, task: task_lib.Task, variables: types.PyTree
+  config: types.Config,
+  task: task_lib.Task,
+  variables: types.PyTree,
+  facts: list[Any],
 ) -> str:
   """Identifies these weights on the data of this task."""
   data = config.data.to_dict()
-  del data['dir']  # The fingerprint identifies the data that lie there.
-  # The name this key had in version 0.1, so that its caches stay valid.
-  data['views'] = data.pop('fixed_crops')
+  for place in ('dir', 'csv', 'details'):
+    data.pop(place, None)  # The fingerprint identifies the data that lie there.
   few_labels = {key: data.pop(key) for key in ('labels', 'unlabelled')}
-  teacher = config.teacher
-  facts = [task.fingerprint, teacher.model.to_dict(), teacher.head, data]
+  facts = [task.fingerprint, *facts, data]
   if few_labels != common.few_labels(config.domain).to_dict():
     # The head depends on the labels, and the states on the further examples, but
     # neither on how batches are mixed.
@@ -176,11 +273,28 @@ def fit_head(
       key: tree for key, tree in variables['params'].items() if key != 'head'
     }
   }
+  return _fit_head(config, task, model, headless, name=name, log=log)
+
+
+def _fit_head(
+  config: types.Config,
+  task: task_lib.Task,
+  model: nn.Module,
+  variables: types.PyTree,
+  *,
+  name: str,
+  log: types.Log,
+) -> Mapping[str, np.ndarray]:
+  """As `fit_head`, for a network whose output are the features."""
 
   def features(split: task_lib.Split) -> tuple[np.ndarray, np.ndarray]:
     feed = feed_lib.feed(split, task.make_batch)
     return evaluate.outputs(
-      feed, model=model, variables=headless, batch=config.eval_batch
+      feed,
+      model=model,
+      variables=variables,
+      batch=config.eval_batch,
+      teacher=types.TEACHER if isinstance(model, frozen.Network) else '',
     )
 
   assert task.validation is not None  # Only MovieLens merges its validation.

@@ -114,7 +114,7 @@ def run(
   taught = [
     each for each in complete.values() if config_lib.teacher_names(each)
   ]
-  if taught and not taught[0].teacher.checkpoint:
+  if taught and not config_lib.given_teacher(taught[0]):
     teacher = folder / types.TEACHER
     log(f'the teacher of all methods, in {teacher}')
     pipeline.run(

@@ -58,14 +58,23 @@ def scorer(
 
 
 def outputs(
-  feed: feed_lib.Feed, *, model: nn.Module, variables: types.PyTree, batch: int
+  feed: feed_lib.Feed,
+  *,
+  model: nn.Module,
+  variables: types.PyTree,
+  batch: int,
+  teacher: str = '',
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(outputs [n, ...], labels [n]) of a network on all examples of `feed`."""
+  """(outputs [n, ...], labels [n]) of a network on all examples of `feed`.
+
+  With a `teacher` the network gets the input of the teacher with this name.
+  """
   run = jax.jit(lambda variables, x: layers.apply(model, variables, x)[-1])
   parts, labels = [], []
   for examples in batches(feed, batch):
     real = examples.mask > 0
-    parts.append(np.asarray(run(variables, examples.x))[real])
+    x = examples.input_of(teacher)
+    parts.append(np.asarray(run(variables, x))[real])
     labels.append(np.asarray(examples.y)[real])
   return np.concatenate(parts), np.concatenate(labels)
 

@@ -33,7 +33,7 @@ from safetensors import numpy as safetensors
 from td_jax import errors
 from td_jax import types
 from td_jax.models import layers
-from td_jax.models import published_huggingface
+from td_jax.models import published_export
 from td_jax.models import vit
 from td_jax.run import command_line
 from td_jax.storage import files
@@ -109,7 +109,7 @@ def _hf(student: student_lib.Student) -> _Contents:
   variables = student.variables
   if vit.is_stacked(variables):
     variables = vit.unstack(variables)
-  settings, tensors = published_huggingface.stored(
+  settings, tensors = published_export.stored(
     config.model.to_dict(),
     _flat(variables),
     image_size=config.data.size,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import jax
 from jax import numpy as jnp
 
+from td_jax import errors
 from td_jax import models
 from td_jax import types
 from td_jax.models import pretrained
@@ -26,11 +27,26 @@ def of_run(student: student_lib.Student) -> dict[str, cost.Cost]:
   x = student.preprocess([student.preprocess.blank])
   costs = {'student': cost.measure(student.model, student.variables, x)}
   if student.results['teachers']:
-    # A cost does not depend on the weights, which may lie elsewhere.
-    model = models.build(student.config.teacher.model, student.model_args)
-    init = jax.jit(lambda x: model.init(jax.random.key(0), x, train=False))
-    costs[types.TEACHER] = cost.measure(model, init(x), x)
+    costs |= _of_teacher(student, x)
   return costs
+
+
+def _of_teacher(
+  student: student_lib.Student, x: types.PyTree
+) -> dict[str, cost.Cost]:
+  build = student.config.teacher.build
+  if student.config.teacher.states:
+    return {}
+  if build:
+    try:
+      model, variables = teachers.built(build)
+    except errors.ConfigError:
+      return {}  # The user's function may be gone, and the student does without.
+    return {types.TEACHER: cost.measure(model, variables, x)}
+  # A cost does not depend on the weights, which may lie elsewhere.
+  model = models.build(student.config.teacher.model, student.model_args)
+  init = jax.jit(lambda x: model.init(jax.random.key(0), x, train=False))
+  return {types.TEACHER: cost.measure(model, init(x), x)}
 
 
 def of_published(folder: str, *, size: int) -> dict[str, cost.Cost]:
@@ -49,7 +65,7 @@ def text(title: str, costs: Mapping[str, cost.Cost]) -> str:
 def _command(args: argparse.Namespace, log: types.Log) -> None:
   del log  # There is nothing to wait for.
   device = f'on {jax.devices()[0].device_kind}'
-  if teachers.is_published(args.folder):
+  if pretrained.is_published(args.folder):
     title = f'{args.folder}, {args.size} pixels, {device}'
     print(text(title, of_published(args.folder, size=args.size)))
     return

