@@ -99,6 +99,7 @@ setuptools.setup(
       'pytest-timeout>=2.3',
       'pytest-xdist>=3.6',
       'ruff>=0.12',
+      'scikit-learn>=1.4',  # Data of examples/.
       # tests/test_package.py builds the wheel without an isolated environment.
       'setuptools>=77',
       'wheel>=0.43',

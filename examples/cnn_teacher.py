@@ -1,7 +1,7 @@
 """A teacher of your own: a small CNN in Flax, trained here on the same photos.
 
 python examples/cnn_teacher.py PHOTOS
-cd examples && td_jax --config=image_folder:data=PHOTOS,teacher=cnn_teacher:teacher
+td_jax --config=image_folder:data=PHOTOS,teacher=examples/cnn_teacher.py:teacher
 
 PHOTOS has a folder for each class. The first command writes cnn_teacher.npz; the
 second trains a student that learns from it. Take your own network in its place: the
@@ -53,7 +53,7 @@ class CNN(nn.Module):
 
 
 def teacher() -> td_jax.Frozen:
-  """What `teacher=cnn_teacher:teacher` calls."""
+  """What `teacher=examples/cnn_teacher.py:teacher` calls."""
   with np.load(FILE) as file:
     params = traverse_util.unflatten_dict(dict(file), sep='/')
   model = CNN(classes=len(params['params']['head']['bias']))

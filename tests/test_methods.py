@@ -748,8 +748,8 @@ def test_needs_are_what_a_method_looks_at():
     'scratch': set(),
     'ld': {need.TEACHER, need.TEACHER_OUTPUT},
     'fd': states,
-    'td': states | {need.ROUNDS},
-    'td_ld': states | {need.ROUNDS, need.TEACHER_OUTPUT},
+    'td': states | {need.ROUNDS, need.TEACHER_LAYERS},
+    'td_ld': states | {need.ROUNDS, need.TEACHER_LAYERS, need.TEACHER_OUTPUT},
   }
   for name, needs in expected.items():
     assert (

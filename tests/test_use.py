@@ -386,8 +386,9 @@ def test_onnx(run, tmp_path):
 
 _VIT = {
   'classes': 3, 'width': 8, 'depth': 2, 'heads': 2, 'mlp_width': 16, 'patch': 4,
-  'class_token': 'before', 'position': 'learned', 'pre_logits_width': 0,
-  'gelu': 'exact', 'eps': 1e-6,
+  'class_token': 'before', 'registers': 0, 'position': 'learned',
+  'pre_norm': False, 'pre_logits_width': 0, 'mlp': 'gelu', 'gelu': 'exact',
+  'eps': 1e-6,
 }  # fmt: skip
 
 
@@ -419,7 +420,7 @@ _KINDS = [
   {'pooling': pooling, 'layer_scale': scale}
   for pooling in ('token', 'mean', 'token_and_mean')
   for scale in (0.0, 1.0)
-]
+] + [{'pooling': 'mean', 'layer_scale': 1.0, 'registers': 2}]
 
 
 @pytest.mark.parametrize('kind', _KINDS, ids=str)

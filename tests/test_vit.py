@@ -593,7 +593,10 @@ def test_invalid_splits_raise_an_error_with_the_valid_range(cut):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'gelu': 'erf'}, "model.gelu is 'erf'; choose one of: exact, tanh."),
+    (
+      {'gelu': 'erf'},
+      "model.gelu is 'erf'; choose one of: exact, quick, tanh.",
+    ),
     ({'pooling': 'cls'}, "model.pooling is 'cls'; choose one of"),
     ({'class_token': 'yes'}, "model.class_token is 'yes'; choose one of"),
     ({'position': 'sincos'}, "Did you mean 'sincos2d'?"),

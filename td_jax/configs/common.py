@@ -124,7 +124,8 @@ def own_teacher() -> types.Config:
   """Teachers that td_jax neither trains nor has a class for; see docs/teachers.md."""
   cfg: Any = ml_collections.ConfigDict()
   cfg.states = ''  # A .npz of outputs and states that were computed elsewhere.
-  cfg.build = ''  # package.module:function, which returns a td_jax.Frozen.
+  # package.module:function or FILE.py:function, which returns a td_jax.Frozen.
+  cfg.build = ''
   return cfg
 
 
@@ -225,7 +226,7 @@ def few_labels(domain: str) -> types.Config:
     # The genre or task whose labels `share` hides; '': that of the run.
     cfg.labels['genre' if domain == 'movielens' else 'task'] = ''
     cfg.unlabelled.pairs = 0  # Number of random pairs; 0: one for each row.
-  else:
+  elif domain == 'images':
     # Number of labels kept in each class, in place of a share; 0: by `share`.
     cfg.labels.per_class = 0
     # Another dataset or split, as in the keys of the same names above.

@@ -13,7 +13,7 @@ Hardware: any; larger images, such as size=224, take a GPU or a TPU.
 Arguments after the colon:
   data: the folder of images.
   teacher: a .npz file or a folder from Hugging Face; `td_jax teacher` gets one. Or
-    package.module:function, a function of your own that makes one.
+    FILE.py:function or package.module:function, which makes one of your own.
   states: in place of a teacher, a file of its answers; docs/teachers.md.
   method: scratch, ld, dkd, fd, fitnet, hybrid, td or td_ld.
   unlabelled: a further folder of images, which need no classes.

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from td_jax import types
+from td_jax.data import arrays
 from td_jax.data import classification
 from td_jax.data import image_defaults
 from td_jax.data import image_inputs
@@ -47,6 +48,17 @@ class Domain(NamedTuple):
 
 
 DOMAINS = {
+  arrays.NAME: Domain(
+    check=lambda config: None,
+    inputs=lambda config: {},
+    complete=lambda config, log: None,
+    read=arrays.read,
+    task=arrays.task,
+    shapes=arrays.read,
+    use_all_data=lambda config: None,
+    task_loss=arrays.task_loss,
+    encoder=lambda config, kept: arrays.read(config),
+  ),
   'movielens': Domain(
     check=movielens.check,
     inputs=lambda config: {},

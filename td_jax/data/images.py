@@ -96,7 +96,9 @@ def load_columns(
       dataset, source, split, size=size, smaller_side=smaller_side, log=log
     )
     if cache:
-      array_cache.save(cache, whole._asdict() | {'stamp': stamp}, log=log)
+      arrays = {**whole._asdict(), 'stamp': stamp}
+      del arrays['ids']  # All of them.
+      array_cache.save(cache, arrays, log=log)
   _, start, stop = splits.cut(spec, {split: len(whole.labels)}, name=name)
   ids = np.arange(start, stop)
   if limit:

@@ -30,12 +30,15 @@ class Task(NamedTuple):
   # What methods divide labels and outputs by; scores are of the labels as they are.
   unit: float = 1.0
   make_batch: feed.MakeBatch | None = None  # Passed to `feed.feed`.
-  # Arrays that the run's folder keeps, for `data.Domain.encoder`.
-  inputs: Callable[[], Mapping[str, np.ndarray]] = dict
+  # Arrays that the run's folder keeps, for `data.Domain.encoder`; None if no file can
+  # describe the network.
+  inputs: Callable[[], Mapping[str, np.ndarray]] | None = dict
   # Examples that students see without a label. `train` has labels throughout.
   unlabelled: feed.Unlabelled | None = None
   # SHA-256 of unlabelled records that `fingerprint` does not cover, or ''.
   unlabelled_fingerprint: str = ''
+  # The teacher, if the caller of `td_jax.distill` holds it.
+  teacher: Any = None
 
   def examples(self, split: types.Batch, ids: Any) -> types.Batch:
     """The rows `ids` [b] of a split in memory, as networks see them."""

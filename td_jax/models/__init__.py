@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from td_jax import errors
 from td_jax import types
+from td_jax.models import given
 from td_jax.models import mlp
 from td_jax.models import pretrained
 from td_jax.models import split
@@ -42,6 +43,7 @@ class Architecture(NamedTuple):
 
 
 NETWORKS: dict[str, Architecture] = {
+  'given': Architecture(given.Given, given.check, given.tokens),
   'mlp': Architecture(mlp.MLP, mlp.check, mlp.tokens),
   'vit': Architecture(
     vit.ViT,

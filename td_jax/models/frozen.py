@@ -80,7 +80,7 @@ class Functions(Network):
   ) -> tuple[types.Array, types.Array, types.Array]:
     if self.has_states:
       return super().__call__(x, train=train)
-    nothing = _no_states(len(jax.tree.leaves(x)[0]))
+    nothing = _no_states(jax.tree.leaves(x)[0].shape[0])
     return nothing, nothing, self.output(x, train=train)
 
 
@@ -143,7 +143,7 @@ def network(made: Any) -> tuple[Functions, dict[str, Any]]:
 
 
 def check(
-  model: Network,
+  model: split.Network,
   variables: Mapping[str, Any],
   x: types.PyTree,
   *,
@@ -167,7 +167,7 @@ def check(
       f'its network fails on inputs {_shapes(x)}: {errors.one_line(e)}'
     ) from e
   low, high, output = states_and_output
-  batch = len(jax.tree.leaves(x)[0])
+  batch = jax.tree.leaves(x)[0].shape[0]
   wanted: tuple[Any, ...] = (batch, classes) if classes else (batch,)
   if classes is None:
     wanted = (

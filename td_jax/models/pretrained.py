@@ -3,7 +3,7 @@
 - google-research/vision_transformer: .npz with the names from before or since
   Linen, with or without pre-logits, head and the prefix of a training state.
 - big_vision: .npz with a class token, mean or attention pooling.
-- Hugging Face's kinds in `published_huggingface`, and timm's: folders with
+- Hugging Face's kinds in `published_kinds`, and timm's: folders with
   config.json and model.safetensors, which may be in several files.
 
 Every stored leaf must be accounted for under its own name: no leaf may be
@@ -28,6 +28,7 @@ from td_jax.models import published
 from td_jax.models import published_config
 from td_jax.models import published_google
 from td_jax.models import published_huggingface
+from td_jax.models import published_kinds
 from td_jax.models import published_timm
 from td_jax.models import vit
 from td_jax.storage import paths
@@ -102,7 +103,7 @@ class Description(NamedTuple):
   settings: dict[str, Any]
   # Mean and standard deviation of the grey levels (0 to 255) of red, green and
   # blue that the network was trained with; None if no file says so.
-  scale: published_huggingface.Scale | None
+  scale: published_kinds.Scale | None
 
 
 def describe(path: str) -> Description:

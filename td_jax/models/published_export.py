@@ -1,4 +1,4 @@
-"""A ViT in the form in which transformers saves one: `published_huggingface`."""
+"""A ViT in the form in which transformers saves one; the inverse of loading."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 from td_jax import errors
 from td_jax.models import published
-from td_jax.models import published_huggingface
+from td_jax.models import published_kinds
 
 _CLASSES = {
   'vit': 'ViTForImageClassification',
@@ -61,7 +61,7 @@ def stored(
   values = dict(params)
   if not plain:
     values |= _completed(settings, values)
-  names = published_huggingface.names(kind)
+  names = published_kinds.names(kind)
   tensors = {
     published.stored_name(leaf, names): np.ascontiguousarray(
       _transposed(leaf, value, settings)
@@ -74,7 +74,7 @@ def stored(
     'hidden_size': settings['width'],
     'num_hidden_layers': settings['depth'],
     'num_attention_heads': settings['heads'],
-    'hidden_act': {v: k for k, v in published_huggingface.GELUS.items()}[
+    'hidden_act': {v: k for k, v in published_kinds.GELUS.items()}[
       settings['gelu']
     ],
     'hidden_dropout_prob': 0.0,

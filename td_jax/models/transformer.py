@@ -84,18 +84,19 @@ class Embed(nn.Module):
   ) -> jt.Float[jt.Array, 'b r+t d']:
     """`first`, in front of the tokens of each example."""
     first = jnp.broadcast_to(
-      first.astype(self.dtype)[None], (len(tokens), *first.shape)
+      first.astype(self.dtype)[None], (tokens.shape[0], *first.shape)
     )
     return jnp.concatenate([first, tokens], axis=1)
 
   def _class_token(self) -> jt.Float[jt.Array, '1 d']:
     token = self.param('class_token', nn.initializers.zeros, (self.width,))
-    return token[None]
+    return jnp.asarray(token)[None]
 
   def _registers(self) -> jt.Float[jt.Array, 'r d']:
-    return self.param(
+    tokens = self.param(
       'registers', nn.initializers.normal(0.02), (self.registers, self.width)
     )
+    return jnp.asarray(tokens)
 
   def _positions(
     self, rows: int, columns: int, tokens: int

@@ -40,8 +40,18 @@ def complete(config: types.Config, *, log: types.Log) -> types.Config:
         f'{config.name}:data=DIR,teacher=DIR_OR_NPZ.'
       )
     _take_over(config)
+  _make_absolute(config.teacher)
   data.DOMAINS[config.domain].complete(config, log)
   return config
+
+
+def _make_absolute(teacher: types.Config) -> None:
+  """Names the files of an own teacher independently of the current directory."""
+  if teacher.states:
+    teacher.states = paths.absolute(teacher.states)
+  module, _, function = teacher.build.rpartition(':')
+  if module.endswith('.py'):
+    teacher.build = f'{paths.absolute(module)}:{function}'
 
 
 def _take_over(config: types.Config) -> None:

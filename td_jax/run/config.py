@@ -24,7 +24,6 @@ from td_jax.training import optim
 HEADS = ('stored', 'probe', 'none')  # For published teachers.
 _CHOICES = {
   'domain': data.DOMAINS,
-  'method': (*methods.METHODS, types.TEACHER),
   'parallel.kind': parallel.KINDS,
   'student_init': models.INITS,
   'student_head': models.HEADS,
@@ -60,6 +59,9 @@ def validate(config: types.Config) -> None:
   _check_keys(config)
   for field, choices in _CHOICES.items():
     errors.choose(f'config.{field}', _get(config, field), choices)
+  # A user may have added a method by now.
+  known = (*methods.METHODS, types.TEACHER)
+  errors.choose('config.method', config.method, known)
   for field in ('seeds', 'eval_batch', 'parallel.fsdp'):
     _check_at_least(config, field, 1)
   for field in ('seed', 'k', 'parallel.devices'):
@@ -100,7 +102,7 @@ def given_teacher(config: types.Config) -> str:
   teacher = config.teacher
   return (
     teacher.build
-    or (teacher.states and paths.absolute(teacher.states))
+    or teacher.states
     or (teacher.checkpoint and paths.absolute(teacher.checkpoint))
   )
 
@@ -307,12 +309,14 @@ def _check_own(config: types.Config) -> None:
       'one of them.'
     )
   ((field, value),) = given.items()
-  module, _, function = teacher.build.partition(':')
-  names = [*module.split('.'), function]
+  module, _, function = teacher.build.rpartition(':')
+  names = (
+    [function] if module.endswith('.py') else [*module.split('.'), function]
+  )
   if teacher.build and not all(name.isidentifier() for name in names):
     raise errors.ConfigError(
       f"{field} is {value!r}; it must name a function, as in 'package.module:"
-      "function'."
+      "function' or 'FILE.py:function'."
     )
   if teacher.states and methods.Need.TEACHER_LAYERS in needs(config):
     raise errors.ConfigError(

@@ -28,6 +28,7 @@ def run(
   *,
   watch: preemption.Watch,
   log: types.Log,
+  dataset: Any = None,
 ) -> dict[str, Any]:
   """Trains what `config` describes; resumes if `path` already holds the run.
 
@@ -36,6 +37,7 @@ def run(
     path: The run's folder.
     watch: Tells when to stop.
     log: Receives progress lines.
+    dataset: What the domain's `read` would return; None reads it.
 
   Returns:
     The content of results.json.
@@ -44,11 +46,15 @@ def run(
     errors.TdError: See `errors.py`; everything resumable has been saved.
   """
   plan = plan_lib.make(config, path, log=log)
-  return execute(plan, watch=watch, log=log)
+  return execute(plan, watch=watch, log=log, dataset=dataset)
 
 
 def execute(
-  plan: plan_lib.Plan, *, watch: preemption.Watch, log: types.Log
+  plan: plan_lib.Plan,
+  *,
+  watch: preemption.Watch,
+  log: types.Log,
+  dataset: Any = None,
 ) -> dict[str, Any]:
   """Runs all stages of a plan; returns the results of the last."""
   *_, final = plan.stages
@@ -64,7 +70,8 @@ def execute(
     # only once the data are read, so that a genre that does not exist leaves
     # no mark in it.
     top = lock(plan.path)
-    dataset = domain.read(final.config, log=log)
+    if dataset is None:
+      dataset = domain.read(final.config, log=log)
     final_task = domain.task(final.config, dataset)
     top.claim(final.config)
     watch.check('nothing to save yet')

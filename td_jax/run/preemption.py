@@ -1,5 +1,6 @@
 """On SIGTERM or SIGINT: finish the current dispatch, save, exit with 75."""
 
+from collections.abc import Sequence
 import signal
 from types import FrameType
 from typing import NoReturn
@@ -10,10 +11,13 @@ from td_jax import errors
 class Watch:
   """Records that the process was asked to stop."""
 
-  def __init__(self):
+  def __init__(
+    self,
+    signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT),
+  ):
     self._signal = None
     self.workdir = ''  # The folder of the run, for messages, once it is known.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in signals:
       signal.signal(number, self._record)
 
   @property

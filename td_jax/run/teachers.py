@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 import importlib
+import importlib.util
 import inspect
 import json
-import os
-import sys
+import pathlib
 import traceback
 from typing import Any
 from typing import NamedTuple
@@ -117,7 +117,10 @@ def _own(
     types.TEACHER
   )
   try:
-    model, variables = built(build) if build else _answers(states)
+    if task.teacher is not None:
+      model, variables = frozen.network(task.teacher)
+    else:
+      model, variables = built(build) if build else _answers(states)
     classes = task.model_args.get('classes', 0)
     stored = None if head == 'probe' else classes
     frozen.check(model, variables, x, classes=stored)
@@ -154,17 +157,14 @@ def built(build: str) -> tuple[frozen.Functions, dict[str, Any]]:
   """The network and the variables that a user's function makes.
 
   Args:
-    build: 'package.module:function'. Modules of the current directory are found.
+    build: 'package.module:function' or 'FILE.py:function'.
 
   Raises:
     errors.ConfigError: There is no such function, or it fails.
   """
-  module, _, name = build.partition(':')
-  # As `python -m` does, and the command td_jax does not.
-  if os.getcwd() not in sys.path:
-    sys.path.insert(0, os.getcwd())
+  module, _, name = build.rpartition(':')
   try:
-    made = getattr(importlib.import_module(module), name)()
+    made = getattr(_module(module), name)()
   except Exception as e:  # The user's code may raise anything.
     *_, last = traceback.extract_tb(e.__traceback__)
     raise errors.ConfigError(
@@ -173,12 +173,24 @@ def built(build: str) -> tuple[frozen.Functions, dict[str, Any]]:
   return frozen.network(made)
 
 
+def _module(name: str) -> Any:
+  """The module of this name, or in this file (.py)."""
+  if not name.endswith('.py'):
+    return importlib.import_module(name)
+  spec = importlib.util.spec_from_file_location(pathlib.Path(name).stem, name)
+  assert spec and spec.loader  # It ends in .py.
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
 def _source(build: str) -> str:
   """The text of the module of a user's function; '' if it has none."""
-  if not build:
-    return ''
+  module, _, _ = build.rpartition(':')
   try:
-    return inspect.getsource(sys.modules[build.partition(':')[0]])
+    if module.endswith('.py'):
+      return pathlib.Path(module).read_text()
+    return inspect.getsource(importlib.import_module(module)) if module else ''
   except (OSError, TypeError):
     return ''
 

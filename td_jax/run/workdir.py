@@ -112,7 +112,7 @@ class Workdir:
 
   def keep_inputs(self, task: task_lib.Task) -> None:
     """Stores what `inputs` reads."""
-    if self._writes:
+    if self._writes and task.inputs:
       arrays: dict[str, Any] = dict(task.inputs())
       arrays[_MODEL_ARGS] = np.asarray(json.dumps(dict(task.model_args)))
       with files.replacing(self.path / INPUTS) as opened:

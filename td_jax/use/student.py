@@ -12,6 +12,7 @@ import numpy as np
 from td_jax import data
 from td_jax import errors
 from td_jax import types
+from td_jax.data import arrays
 from td_jax.models import layers
 from td_jax.run import results as results_lib
 from td_jax.run import saved
@@ -43,6 +44,8 @@ class Student:
     path = paths.as_path(os.fspath(folder))
     self.config = saved.config_of(path)
     self.results: Mapping[str, Any] = results_lib.read(path)
+    if self.config.domain == arrays.NAME:
+      arrays.read(self.config)  # Says why not.
     self.model_args, kept = workdir.inputs(path)
     self.class_names = tuple(kept.get('class_names', np.empty(0)).tolist())
     domain = data.DOMAINS[self.config.domain]
@@ -51,7 +54,7 @@ class Student:
       path, self.model_args, self.preprocess([self.preprocess.blank])
     )
     seeds = self.results['seeds']
-    self.seed = _best_seed(self.results) if seed is None else seed
+    self.seed = best_seed(self.results) if seed is None else seed
     if self.seed not in seeds:
       raise errors.ConfigError(
         f'{folder} has no seed {self.seed}; its seeds are '
@@ -124,8 +127,8 @@ def load(folder: str | os.PathLike[str], *, seed: int | None = None) -> Student:
   return Student(folder, seed=seed)
 
 
-def _best_seed(results: Mapping[str, Any]) -> int:
-  """The seed with the best score on validation."""
+def best_seed(results: Mapping[str, Any]) -> int:
+  """The seed with the best score on validation, or the first without one."""
   if 'validation' not in results:
     return results['seeds'][0]
   scores = np.asarray(results['validation']['per_seed'])

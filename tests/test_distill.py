@@ -1,0 +1,223 @@
+"""td_jax.distill: arrays and modules of the caller, through the same train loop."""
+
+from flax import linen as nn
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+
+import td_jax
+from td_jax import errors
+from td_jax.methods import talk
+from td_jax.run import preemption
+from td_jax.run import results as results_lib
+
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
+
+_QUIET = {'log': lambda line: None}
+_SHORT = {'steps': 6, 'batch_size': 8, **_QUIET}
+
+
+class Net(nn.Module):
+  """Two hidden states, and dropout that a test can see."""
+
+  classes: int = 3
+  dropout: float = 0.0
+
+  def setup(self):
+    self.first, self.second = nn.Dense(7), nn.Dense(5)
+    self.drop = nn.Dropout(self.dropout)
+    self.head = nn.Dense(self.classes or 1)
+
+  def low(self, x):
+    return nn.relu(self.first(x))
+
+  def interpret(self, low, train):
+    return self.drop(nn.relu(self.second(low)), deterministic=not train)
+
+  def output(self, high):
+    output = self.head(high)
+    return output if self.classes else output[:, 0]
+
+  def __call__(self, x):
+    return self.output(self.interpret(self.low(x), False))
+
+
+class Plain(nn.Module):
+  """An output alone."""
+
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(3)(x)
+
+
+def _examples(count, seed=0):
+  """(x [n, 4], classes [n]): the class is the largest of three of the inputs."""
+  x = np.random.default_rng(seed).normal(size=(count, 4)).astype(np.float32)
+  return x, x[:, :3].argmax(axis=1)
+
+
+def _oracle():
+  """A teacher that knows the answer, with states of its own."""
+  return td_jax.Frozen(
+    {'scale': jnp.float32(5)},
+    output=lambda params, high: params['scale'] * high[:, :3],
+    low=lambda params, x: x,
+    interpret=lambda params, low: low,
+  )
+
+
+def test_a_student_learns_from_examples_without_a_label():
+  """Twelve labels do not tell the rule; the oracle's outputs elsewhere do."""
+  x, y = _examples(12)
+  more, _ = _examples(400, seed=1)
+  options = {
+    'validation': _examples(60, seed=2),
+    'test': _examples(200, seed=3),
+    'steps': 300,
+    'learning_rate': 1e-2,
+    **_QUIET,
+  }
+  alone = td_jax.distill(None, Plain(), x, y, method='scratch', **options)
+  taught = td_jax.distill(
+    _oracle(), Plain(), x, y, unlabelled=more, weights={'logit': 5.0}, **options
+  )
+  assert alone.results['test']['mean'] < 0.85 < taught.results['test']['mean']
+  assert taught.results['teachers']['teacher']['test'] == 1
+  assert taught.results['unlabelled'] == 400
+  # What it predicts is what was scored.
+  test_x, test_y = options['test']
+  predicted = taught.predict(test_x, batch=64)
+  assert np.mean(predicted.argmax(axis=1) == test_y) == pytest.approx(
+    taught.results['test']['mean']
+  )
+  # The variables are those of the caller's own module.
+  np.testing.assert_allclose(
+    Plain().apply(taught.variables, test_x), predicted, rtol=1e-6
+  )
+
+
+@pytest.mark.parametrize('method', ['fd', 'fitnet', 'td_ld'])
+def test_every_method(method):
+  x, y = _examples(40)
+  student = td_jax.distill(
+    _oracle(), Net(dropout=0.5), x, y, method=method, k=2, seeds=2, **_SHORT
+  )
+  assert student.results['label'] == (
+    'td_ld, k=2' if method == 'td_ld' else method
+  )
+  assert len(student.results['validation']['per_seed']) == 2
+  assert student.predict(x).shape == (40, 3)
+
+
+def test_numbers_are_a_regression_and_the_best_seed_is_returned():
+  x, _ = _examples(60)
+  y = 100 * x[:, 0] + 7
+  student = td_jax.distill(
+    None, Net(classes=0), x, y, method='scratch', seeds=3, **_SHORT
+  )
+  scores = student.results['validation']['per_seed']
+  held_out = np.arange(60) % 10 == 9
+  error = student.predict(x[held_out]) - y[held_out]
+  assert np.sqrt(np.mean(error**2)) == pytest.approx(min(scores), rel=1e-5)
+  mean = y[~held_out].mean()
+  assert student.results['baselines']['mean']['validation'] == pytest.approx(
+    np.sqrt(np.mean((y[held_out] - mean) ** 2)), rel=1e-5
+  )
+
+
+def test_the_same_call_resumes(tmp_path, monkeypatch):
+  x, y = _examples(40)
+
+  def run(folder):
+    return td_jax.distill(
+      _oracle(), Net(), x, y, workdir=folder, **_SHORT | {'steps': 40}
+    )
+
+  whole = run(tmp_path / 'whole')
+  asked = iter(range(100))
+  monkeypatch.setattr(
+    preemption.Watch, 'requested', property(lambda self: next(asked) > 4)
+  )
+  with pytest.raises(errors.PreemptedError):
+    run(tmp_path / 'parts')
+  monkeypatch.undo()
+  lines = []
+  again = td_jax.distill(
+    _oracle(),
+    Net(),
+    x,
+    y,
+    workdir=tmp_path / 'parts',
+    **_SHORT | {'steps': 40, 'log': lines.append},
+  )
+  assert any('resum' in line for line in lines)
+  jax.tree.map(np.testing.assert_array_equal, whole.variables, again.variables)
+  stored = results_lib.read(tmp_path / 'parts')
+  assert stored['validation'] == whole.results['validation']
+  with pytest.raises(errors.ConfigError, match=r'a run of td_jax\.distill'):
+    td_jax.load(tmp_path / 'parts')
+  other, _ = _examples(40, seed=9)
+  with pytest.raises(errors.TdError, match='other data'):
+    td_jax.distill(
+      _oracle(),
+      Net(),
+      other,
+      y,
+      workdir=tmp_path / 'parts',
+      **_SHORT | {'steps': 40},
+    )
+
+
+class Normed(nn.Module):
+  @nn.compact
+  def __call__(self, x, train):
+    x = nn.BatchNorm(use_running_average=not train)(x)
+    return nn.Dense(3)(x)
+
+
+_X, _Y = _examples(20)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'method': 'tdd'}, "method is 'tdd'; choose one of.*Did you mean 'td'"),
+    ({'teacher': None}, "method is 'ld', which needs a teacher"),
+    ({'teacher': 3}, r'it returns int; return a td_jax\.Frozen'),
+    ({'student': Plain(), 'method': 'td'}, 'has __call__ alone, but method'),
+    ({'student': Normed()}, 'variables batch_stats, which no step updates'),
+    ({'student': Net(classes=4)}, r'shape \[1, 4\]; it must be \[1, 3\]'),
+    ({'x': _X[:, :2]}, r'an input of test is .*\(4,\)'),
+    ({'x': _X[:9]}, 'inputs of 9 examples and'),
+    ({'y': _Y.astype(str)}, 'the labels of train are <U'),
+    ({'y': _Y.astype(float)}, 'integers in one split and floats in another'),
+    ({'x': _X[:5], 'y': _Y[:5]}, 'give validation='),
+    ({'test': (_X, _Y + 1)}, r'labels of test are 1 to 3; those of train'),
+    ({'unlabelled': _X[:, :2]}, 'an input of unlabelled is'),
+    ({'weights': {'logits': 1.0}}, "'logits'.*Did you mean 'logit'"),
+    ({'distill.temperatur': 1.0}, "Did you mean 'temperature'"),
+    ({'k': 'two'}, "the setting 'k' is 'two'"),
+    ({'steps': 0}, 'steps is 0; it must be at least 1'),
+  ],
+)
+def test_arguments_that_cannot_work(changes, message):
+  arguments = {
+    'teacher': _oracle(),
+    'student': Net(),
+    'x': _X,
+    'y': _Y,
+    'test': (_X, _Y),
+    **_SHORT,
+    **changes,
+  }
+  with pytest.raises(errors.ConfigError, match=message) as caught:
+    td_jax.distill(**arguments)
+  assert '\n' not in str(caught.value)
+
+
+def test_what_the_package_offers():
+  assert td_jax.converse is talk.converse
+  assert td_jax.methods.METHODS and td_jax.losses.DISTANCES
+  with pytest.raises(AttributeError, match='no attribute'):
+    _ = td_jax.distil
