@@ -138,8 +138,14 @@ def network(made: Any) -> tuple[Functions, dict[str, Any]]:
     raise errors.ConfigError(
       'its td_jax.Frozen has only one of low and interpret; give both, or neither'
     )
+  try:
+    params = jax.tree.map(jnp.asarray, made.params)
+  except TypeError as e:
+    raise errors.ConfigError(
+      f'its params are no tree of arrays: {errors.one_line(e)}'
+    ) from e
   functions = Functions((made.low, made.interpret, made.output))
-  return functions, {'params': {'network': made.params}}
+  return functions, {'params': {'network': params}}
 
 
 def check(
