@@ -90,6 +90,7 @@ setuptools.setup(
     # Compiles for TPUs on a machine that has none.
     'tpu_compile': ['libtpu'],
     'plot': _PLOT,
+    'wandb': ['wandb'],
     'docs': _DOCS,
     'dev': [
       'beartype>=0.18',

@@ -20,7 +20,7 @@ _COMMANDS = {
   'teacher': 'td_jax.use.teacher',
   'compare': 'td_jax.study.compare',
 }
-_MODES = ('train', 'eval', 'compile', 'cka')
+_MODES = ('train', 'eval', 'compile', 'cka', 'config')
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
   None,
@@ -37,7 +37,8 @@ _MODE = flags.DEFINE_string(
   'train',
   'train; eval: score the best checkpoint; compile: the cost of a training '
   'step on --topology; cka: compare the representations of student and '
-  'teacher.',
+  'teacher; config: print every key of the config with its comment. eval and cka '
+  'need no --config.',
 )
 _TOPOLOGY = flags.DEFINE_string(
   'topology',
@@ -50,6 +51,9 @@ _MFU = flags.DEFINE_float(
 _DISTRIBUTED = flags.DEFINE_string(
   'distributed', 'auto', 'Join several processes into one run: auto, on, off.'
 )
+_PROFILE = flags.DEFINE_string(
+  'profile', '', 'Trace these steps into WORKDIR/profile, such as 10:20.'
+)
 flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
 # Read by `run`, before --config is required; declared here for --help.
 flags.DEFINE_bool('version', False, 'Print the version of td_jax and exit.')
@@ -57,19 +61,28 @@ flags.DEFINE_bool('version', False, 'Print the version of td_jax and exit.')
 
 def main() -> None:
   """Does what the flags ask for."""
-  watch = preemption.Watch()
   errors.choose('--mode', _MODE.value, _MODES)
+  watch = preemption.Watch()
+  if _MODE.value != 'train':
+    # Nothing is lost, so nothing has to be waited for.
+    watch.patience, watch.state = 0.5, 'nothing to save'
   distributed.initialize(_DISTRIBUTED.value)
   # These take seconds to import, and --help does not need them.
   from td_jax import types
   from td_jax.devices import compile_cache
+  from td_jax.run import config_text
   from td_jax.run import pipeline
+  from td_jax.run import profile
+  from td_jax.run import saved
   from td_jax.run import summary
   from td_jax.run import workdir
   from td_jax.storage import paths
 
   compile_cache.enable()
   config = _CONFIG.value
+  if _MODE.value == 'config':
+    print(config_text.text(config, log=command.say), flush=True)
+    return
   if _MODE.value == 'compile':
     from td_jax.tpu_cost import estimate
 
@@ -78,12 +91,16 @@ def main() -> None:
       flush=True,
     )
     return
-  if _MODE.value != 'train' and not (_WORKDIR.value or config.checkpoint):
+  if _MODE.value != 'train' and not (
+    _WORKDIR.value or (config and config.checkpoint)
+  ):
     raise errors.ConfigError(
       f'--workdir is missing; --mode={_MODE.value} takes the folder of a run.'
     )
   path = paths.as_path(_WORKDIR.value or workdir.default(config.name))
   watch.workdir = str(path)
+  if config is None:  # Of a run that there is.
+    config = saved.config_of(path)
   if _MODE.value == 'cka':
     from td_jax.paper import figure3
 
@@ -92,7 +109,8 @@ def main() -> None:
   log = command.say if distributed.is_main() else types.no_log
   if _MODE.value == 'train':
     log(f'workdir {path}')
-    results = pipeline.run(config, path, watch=watch, log=log)
+    steps = profile.parse(_PROFILE.value)
+    results = pipeline.run(config, path, watch=watch, log=log, profile=steps)
   else:
     results = pipeline.evaluate(config, path, watch=watch, log=log)
   if distributed.is_main():

@@ -95,7 +95,8 @@ class Watch(preemption.Watch):
   """Asks for a stop once `when` returns True; never hears a signal."""
 
   def __init__(self, when=lambda: False):
-    self._signal, self._when, self.workdir = None, when, ''
+    super().__init__(signals=())
+    self._when = when
 
   @property
   def requested(self):

@@ -153,7 +153,7 @@ def test_eval_prints_the_same_table(done, environment, tmp_path):
   moved = path.rename(tmp_path / 'moved')  # With its teacher.
   try:
     code, out, err = _run(
-      environment, tmp_path, *SHORT, '--mode=eval', f'--workdir={moved}'
+      environment, tmp_path, '--mode=eval', f'--workdir={moved}'
     )
   finally:
     moved.rename(path)

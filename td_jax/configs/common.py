@@ -66,7 +66,7 @@ def mlp(
   cfg.name = 'mlp'
   cfg.hidden = hidden  # Widths of the ReLU layers.
   cfg.split = (1, 2)  # (l, h): the low state follows layer l, the high one h.
-  cfg.dropout = dropout
+  cfg.dropout = dropout  # After each ReLU layer.
   cfg.unknown_rate = unknown_rate  # Rate at which training hides an id.
   return cfg
 
@@ -75,10 +75,10 @@ def vit(*, depth: int, split: tuple[int, int], **settings: Any) -> types.Config:
   """The ViT-B/32 of google-research/vision_transformer, with `settings`."""
   cfg: Any = ml_collections.ConfigDict()
   cfg.name = 'vit'
-  cfg.width = 768
+  cfg.width = 768  # Of a token.
   cfg.depth = depth  # Number of blocks.
-  cfg.heads = 12
-  cfg.mlp_width = 3072
+  cfg.heads = 12  # Of attention.
+  cfg.mlp_width = 3072  # Of the hidden layer of an MLP.
   cfg.patch = 32  # Side of a patch, in pixels.
   cfg.split = split  # (l, h): the low state follows block l, the high one h.
   # Where the class token joins: before or after the positions are added; or
@@ -160,7 +160,7 @@ def images(
   cfg.skip_corrupt = False  # stream only: skip and count damaged images.
   cfg.fixed_crops = 0  # Fixed random crops per image; 0: a new one each time.
   cfg.mean = (127.5, 127.5, 127.5)  # Networks see (grey level - mean) / std.
-  cfg.std = (127.5, 127.5, 127.5)
+  cfg.std = (127.5, 127.5, 127.5)  # Likewise.
   cfg.update(few_labels('images'))
   return cfg
 
@@ -174,12 +174,13 @@ def table(path: str, *, columns: str, others: str) -> types.Config:
     others: What becomes of columns that no key names: 'use' or 'ignore'.
   """
   cfg: Any = ml_collections.ConfigDict()
-  cfg.csv = path
-  cfg.delimiter = ','
-  # A column each. '': there is none; auto: the column with a usual name, such as
-  # user_id, if there is one.
+  cfg.csv = path  # The file.
+  cfg.delimiter = ','  # Between the values of a CSV file.
+  # The next keys name a column each. '': there is none; auto: the column with a
+  # usual name, such as user_id, if there is one.
   cfg.target = columns  # What is predicted; may be empty in some rows.
-  cfg.user, cfg.item = columns, columns
+  cfg.user, cfg.item = columns, columns  # Ids.
+  # A number, or a date such as 2024-05-31 17:00.
   cfg.time = columns
   cfg.title = columns  # Text about an item, read as a bag of words.
   cfg.genres = columns  # Words about an item, such as Drama|War.
@@ -214,24 +215,27 @@ def few_labels(domain: str) -> types.Config:
   # Share of the training examples that keep their label. A smaller share is a
   # subset of a larger one; for images the classes are balanced.
   cfg.labels.share = 1.0
-  cfg.labels.draw = (
-    0  # Seed of the choice of labels, the same for all students.
-  )
+  # Seed of the choice of labels, the same for all students.
+  cfg.labels.draw = 0
   cfg.unlabelled = ml_collections.ConfigDict()
   # none, rest (the examples whose labels are hidden or absent), for ratings pairs
   # (random pairs of a user and a movie), or for images dataset (the keys below).
   cfg.unlabelled.source = 'none'
   cfg.unlabelled.share = 0.5  # Share of a batch without labels.
   if domain in ('movielens', 'table'):
-    # The genre or task whose labels `share` hides; '': that of the run.
-    cfg.labels['genre' if domain == 'movielens' else 'task'] = ''
+    if domain == 'movielens':
+      # The genre whose labels `share` hides; '': that of the run.
+      cfg.labels.genre = ''
+    else:
+      # The task whose labels `share` hides; '': that of the run.
+      cfg.labels.task = ''
     cfg.unlabelled.pairs = 0  # Number of random pairs; 0: one for each row.
   elif domain == 'images':
     # Number of labels kept in each class, in place of a share; 0: by `share`.
     cfg.labels.per_class = 0
     # Another dataset or split, as in the keys of the same names above.
     cfg.unlabelled.dataset, cfg.unlabelled.split = '', ''
-    cfg.unlabelled.dir = ''
+    cfg.unlabelled.dir = ''  # Likewise.
   return cfg
 
 
@@ -342,6 +346,7 @@ def run() -> types.Config:
   cfg.eval_batch = 2048  # Examples per device; does not affect scores.
   cfg.checkpoint = ''  # --mode=eval: folder of the run; '': the workdir.
   cfg.allow_changed_config = False  # Resume although the config has changed.
+  cfg.wandb = ''  # A project of Weights & Biases that gets the metrics, too.
   return cfg
 
 

@@ -65,6 +65,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
   try:
     rest = flags.FLAGS(_with_config_path(argv))
     config = flags.FLAGS['config'].value
+    if config is None and _reads_a_run() and not rest[1:]:
+      return rest
     if config is None and rest[1:]:
       raise errors.ConfigError(
         f'--config is missing; did you mean --config={rest[1]}?'
@@ -83,6 +85,11 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     return rest
   except Exception as e:  # A config file may raise anything.
     stop(e, _flag_error(e), errors.ConfigError.exit_code)
+
+
+def _reads_a_run() -> bool:
+  """Whether the flags ask for something that reads the config of a run."""
+  return 'mode' in flags.FLAGS and flags.FLAGS.mode in ('eval', 'cka')
 
 
 def config(value: str, overrides: Sequence[str]) -> Any:

@@ -36,7 +36,7 @@ _CHOICES = {
 }
 # Keys that may change when a run is resumed: they do not affect its results.
 _FREE = (
-  'allow_changed_config', 'checkpoint', 'parallel.', 'data.dir', 'data.csv',
+  'allow_changed_config', 'wandb', 'checkpoint', 'parallel.', 'data.dir', 'data.csv',
   'data.details', 'eval_batch',
   'teacher.cache_dir',
 )  # fmt: skip
@@ -169,6 +169,8 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
         _rename(learner, old, new)
       _fill(learner.get('optim'), common.optimizer().to_dict())
       _fill_vit(learner.get('model'))
+  if 'method' in config:
+    _fill(config, {'wandb': ''})
   if 'student_init' in config:
     _fill(config, {'student_head': 'zeros'})
   _fill(config.get('distill'), common.distill().to_dict())
@@ -194,8 +196,8 @@ def _fill_vit(model: Any) -> None:
 
 def difference(stored: Mapping[str, Any], config: types.Config) -> list[str]:
   """What a resumed run would change, as lines `key: old -> new`."""
-  old = _flatten(upgraded(stored))
-  new = _flatten(json.loads(to_json(config)))
+  old = flatten(upgraded(stored))
+  new = flatten(json.loads(to_json(config)))
   return [
     f'{key}: {old.get(key, "absent")!r} -> {new.get(key, "absent")!r}'
     for key in sorted(old.keys() | new.keys())
@@ -205,8 +207,8 @@ def difference(stored: Mapping[str, Any], config: types.Config) -> list[str]:
 
 def _check_keys(config: types.Config) -> None:
   """Keys that a config file of one's own lacks, or has misspelled."""
-  present = _flatten(config.to_dict())
-  for key in _flatten(common.run().to_dict()):
+  present = flatten(config.to_dict())
+  for key in flatten(common.run().to_dict()):
     if key not in present:
       raise errors.ConfigError(
         f'the config has no key {key!r}; td_jax/configs/common.py has it with '
@@ -214,7 +216,7 @@ def _check_keys(config: types.Config) -> None:
       )
   blocks = {'distill': common.distill(), 'optim': common.optimizer()}
   for name, block in blocks.items():
-    known = [f'{name}.{key}' for key in _flatten(block.to_dict())]
+    known = [f'{name}.{key}' for key in flatten(block.to_dict())]
     for key in present:
       if key.startswith(f'{name}.') and key not in known:
         errors.choose('a key of the config', key, known)
@@ -395,12 +397,12 @@ def _fill(block: Any, defaults: Mapping[str, Any]) -> None:
     block.setdefault(key, value)
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   """{dotted key: value} of nested mappings."""
   flat = {}
   for key, value in tree.items():
     if isinstance(value, Mapping):
-      flat |= _flatten(value, f'{prefix}{key}.')
+      flat |= flatten(value, f'{prefix}{key}.')
     else:
       flat[prefix + key] = value
   return flat

@@ -15,6 +15,7 @@ from td_jax.data import task as task_lib
 from td_jax.devices import parallel as parallel_lib
 from td_jax.run import experiment as experiment_lib
 from td_jax.run import preemption
+from td_jax.run import profile as profile_lib
 from td_jax.run import progress
 from td_jax.run import saved
 from td_jax.run import scores
@@ -40,8 +41,11 @@ def train(
   task: task_lib.Task,
   watch: preemption.Watch,
   log: types.Log,
+  profile: profile_lib.Steps | None = None,
 ) -> tuple[step_lib.TrainState, float]:
   """Trains all seeds to the end, resuming from the latest checkpoint.
+
+  With `profile` these steps are traced.
 
   Returns:
     The final state, and the seconds of training, earlier processes included.
@@ -69,7 +73,7 @@ def train(
       log(f'resumed {folder.path} at step {start}')
       start_time -= record['seconds']
     history = _History(record['pending'], folder.path)
-    rows = close_at_end(folder.rows(start))
+    rows = close_at_end(folder.rows(start, config))
     bar = close_at_end(
       progress.Bar(
         f'{config.method} {task.name}',
@@ -78,6 +82,8 @@ def train(
         log=log,
       )
     )
+
+    profiler = close_at_end(profile_lib.Profiler(profile, folder.path, log))
 
     def save(step: int, state: step_lib.TrainState) -> None:
       checkpoints.save(
@@ -93,11 +99,14 @@ def train(
       )
 
     row_time = time.monotonic()
+    watch.state = f'the last save is of step {start} in {folder.path}'
     for step, stop in _dispatches(start, config):
+      profiler.before(step, stop)
       state, step_metrics = experiment.train(
         state, experiment.fixed, experiment.rows(step, stop)
       )
       history.add(step_metrics)
+      profiler.after(stop, step_metrics)
       ends_row = stop % config.log_every == 0 or stop == config.steps
       # Devices run ahead of the host until a row ends or a signal arrives.
       if not (ends_row or parallel.any_process(watch.requested)):
@@ -114,9 +123,12 @@ def train(
         row_time = now
       stopping = parallel.any_process(watch.requested)
       if due or stopping:
-        save(stop, state)
+        with watch.saving():
+          save(stop, state)
+          if stopping:
+            checkpoints.wait()
+        watch.state = f'the last save is of step {stop} in {folder.path}'
       if stopping:
-        checkpoints.wait()
         watch.stop(f'saved step {stop} in {folder.path}')
     # The last save must be on disk before the results say that all is done.
     checkpoints.wait()
@@ -135,8 +147,12 @@ class _History:
     self._on_devices: list[Any] = []
 
   def add(self, step_metrics: types.Metrics) -> None:
-    """Adds the metrics of a dispatch without waiting for it."""
+    """Adds the metrics of a dispatch, and waits for the one before the last.
+
+    Two keep the devices busy; more would delay the answer to a signal.
+    """
     self._on_devices.append(step_metrics)
+    jax.block_until_ready(self._on_devices[:-2][-1:])
 
   def fetch(self, stop: int) -> None:
     """Waits for all dispatches up to step `stop` and checks their metrics.

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
+import importlib
 import json
 import os
 import pathlib
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from td_jax import errors
 from td_jax import types
 from td_jax.storage import files
 from td_jax.storage import paths
@@ -34,12 +36,25 @@ class NoLog:
 class MetricsLog:
   """Appends rows to metrics.jsonl and the same scalars to the events."""
 
-  def __init__(self, path: types.Path, *, step: int):
+  def __init__(
+    self,
+    path: types.Path,
+    *,
+    step: int,
+    config: types.Config | None = None,
+  ):
     """Continues the files in `path` after `step`; later rows are dropped.
 
+    Args:
+      path: The folder of a run.
+      step: The step that the run continues from.
+      config: The run's config; its `wandb` names a project, or is empty.
+
     Raises:
+      errors.ConfigError: There is a project, and wandb is not installed.
       errors.IOFailedError: They cannot be written.
     """
+    self._wandb = _wandb(path, config) if config and config.wandb else None
     text = ''.join(_rows_until(path / FILE, step))
     self._remote, local = None, path
     if paths.is_remote(path):
@@ -67,17 +82,38 @@ class MetricsLog:
       self._file.write(json.dumps({'step': step} | row) + '\n')
       self._file.flush()
       self._events.write(step, means)
+      if self._wandb:
+        self._wandb.log(means, step=step)
       if self._remote:
         for file in pathlib.Path(self._scratch.name).iterdir():
           (self._remote / file.name).write_bytes(file.read_bytes())
 
   def close(self) -> None:
     """Closes the files."""
+    if self._wandb:
+      self._wandb.finish()
     for file in (self._file, self._events):
       # `write` has already reported what could not be written; an error here
       # would hide the reason why the run ends.
       with contextlib.suppress(OSError):
         file.close()
+
+
+def _wandb(path: types.Path, config: types.Config) -> Any:
+  """A run of Weights & Biases, which continues that of the same folder."""
+  try:
+    wandb = importlib.import_module('wandb')
+  except ImportError as e:
+    raise errors.ConfigError(
+      f'config.wandb is {config.wandb!r}, which takes pip install wandb.'
+    ) from e
+  return wandb.init(
+    project=config.wandb,
+    name=path.name,
+    id=files.sha256(str(path))[:16],
+    config=config.to_dict(),
+    resume='allow',
+  )
 
 
 class _Events:

@@ -14,6 +14,7 @@ from td_jax.run import experiment as experiment_lib
 from td_jax.run import loop
 from td_jax.run import plan as plan_lib
 from td_jax.run import preemption
+from td_jax.run import profile as profile_lib
 from td_jax.run import results as results_lib
 from td_jax.run import saved
 from td_jax.run import scores
@@ -29,6 +30,7 @@ def run(
   watch: preemption.Watch,
   log: types.Log,
   dataset: Any = None,
+  profile: profile_lib.Steps | None = None,
 ) -> dict[str, Any]:
   """Trains what `config` describes; resumes if `path` already holds the run.
 
@@ -38,6 +40,7 @@ def run(
     watch: Tells when to stop.
     log: Receives progress lines.
     dataset: What the domain's `read` would return; None reads it.
+    profile: Steps of the run itself that are traced.
 
   Returns:
     The content of results.json.
@@ -46,7 +49,7 @@ def run(
     errors.TdError: See `errors.py`; everything resumable has been saved.
   """
   plan = plan_lib.make(config, path, log=log)
-  return execute(plan, watch=watch, log=log, dataset=dataset)
+  return execute(plan, watch=watch, log=log, dataset=dataset, profile=profile)
 
 
 def execute(
@@ -55,6 +58,7 @@ def execute(
   watch: preemption.Watch,
   log: types.Log,
   dataset: Any = None,
+  profile: profile_lib.Steps | None = None,
 ) -> dict[str, Any]:
   """Runs all stages of a plan; returns the results of the last."""
   *_, final = plan.stages
@@ -85,7 +89,13 @@ def execute(
         folder.claim(stage.config)
         watch.check('nothing to save yet')
       stage_results = _train(
-        plan, stage, folder=folder, task=task, watch=watch, log=log
+        plan,
+        stage,
+        folder=folder,
+        task=task,
+        watch=watch,
+        log=log,
+        profile=profile if stage is final else None,
       )
       if stage.selection:
         selection = results[stage.selection]
@@ -146,6 +156,7 @@ def _train(
   task: task_lib.Task,
   watch: preemption.Watch,
   log: types.Log,
+  profile: profile_lib.Steps | None,
 ) -> dict[str, Any]:
   """Trains and scores one stage; returns its results."""
   config, parallel = stage.config, plan.parallel
@@ -160,6 +171,7 @@ def _train(
     task=task,
     watch=watch,
     log=log,
+    profile=profile,
   )
   return results_lib.collect(
     config,

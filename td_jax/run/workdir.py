@@ -118,10 +118,12 @@ class Workdir:
       with files.replacing(self.path / INPUTS) as opened:
         np.savez_compressed(opened, **arrays)
 
-  def rows(self, step: int) -> metrics_log.MetricsLog | metrics_log.NoLog:
+  def rows(
+    self, step: int, config: types.Config
+  ) -> metrics_log.MetricsLog | metrics_log.NoLog:
     """Opens the metrics of the run, to continue after `step`."""
     if self._writes:
-      return metrics_log.MetricsLog(self.path, step=step)
+      return metrics_log.MetricsLog(self.path, step=step, config=config)
     return metrics_log.NoLog()
 
 
