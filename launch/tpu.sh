@@ -12,6 +12,8 @@
 #   launch/tpu.sh stop              let the run save and end; the slice stays
 #   launch/tpu.sh resume -- FLAGS   like run, but first recreate the slice if it
 #                                   was preempted
+#   launch/tpu.sh finish            wait until the run has ended, at most
+#                                   --max_hours, and delete the slice
 #   launch/tpu.sh delete            delete the slice with its disks
 #
 # Options may come before or after the subcommand. The default of an option is
@@ -31,12 +33,13 @@
 #   --worker=0         the worker whose log to show: a number, or all
 #   --lines=100        lines of the log to start with
 #   --grace=120        seconds that stop waits before it kills the run
+#   --max_hours=24     hours after which finish stops the run
 #   --poll=30          seconds between two queries of the slice's state
 #   --dry_run          print the commands without running them
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-verbs='create wait install run logs status stop resume delete'
+verbs='create wait install run logs status stop resume finish delete'
 
 usage() {  # prints the comment at the top
   awk 'NR > 1 { if (!sub(/^# ?/, "")) exit; print }' "${BASH_SOURCE[0]}"
@@ -255,6 +258,36 @@ status() {  # prints all it can: any part may fail
   worker all status || true
 }
 
+finish() {  # ends the costs: after the run, or after --max_hours
+  local deadline=$(($(date +%s) + max_hours * 3600)) ended=0 shown last=''
+  if [ -n "$dry_run" ]; then
+    worker all status
+    note "repeated every $poll s, until no worker is running or $max_hours hours are over; if they are:"
+    stop_all
+    note 'then:'
+    delete
+    return
+  fi
+  # A connection that fails, or a restart after a preemption, may look like an end.
+  while [ "$ended" -lt 2 ]; do
+    if [ "$(date +%s)" -ge "$deadline" ]; then
+      say "$max_hours hours are over"
+      stop_all || true
+      break
+    fi
+    if shown=$(worker all status 2>/dev/null); then
+      [ "$shown" = "$last" ] || say "$shown"
+      last=$shown
+      case $shown in
+        *'running since'* | '') ended=0 ;;
+        *) ended=$((ended + 1)) ;;
+      esac
+    fi
+    [ "$ended" -ge 2 ] || sleep "$poll"
+  done
+  delete
+}
+
 delete() { tpus queued-resources delete "$name" --force --quiet; }
 
 check() {  # reports in one line what would fail later
@@ -272,9 +305,9 @@ check() {  # reports in one line what would fail later
   case ${repo:+r}${commit:+c} in
     r | c) fail 2 'set both --repo and --commit, or neither.' ;;
   esac
-  [[ $lines$grace$poll =~ ^[0-9]+$ ]] ||
-    fail 2 "--lines=$lines, --grace=$grace and --poll=$poll must be whole" \
-      "numbers."
+  [[ $lines$grace$poll$max_hours =~ ^[0-9]+$ ]] ||
+    fail 2 "--lines=$lines, --grace=$grace, --poll=$poll and" \
+      "--max_hours=$max_hours must be whole numbers."
   [[ $which =~ ^([0-9]+|all)$ ]] ||
     fail 2 "--worker is $which; it must be a number or all."
   case $verb in create | run | resume) ;; *) return 0 ;; esac
@@ -305,7 +338,7 @@ check() {  # reports in one line what would fail later
 
 name=${TPU_NAME:-} zone=${TPU_ZONE:-} type=${TPU_TYPE:-}
 project=${TPU_PROJECT:-} runtime=${TPU_RUNTIME:-} spot=${TPU_SPOT:-}
-repo='' commit='' python=3.11 which=0 lines=100 grace=120 poll=30
+repo='' commit='' python=3.11 which=0 lines=100 grace=120 poll=30 max_hours=24
 internal_ip='' dry_run='' verb='' create_flags=() flags=()
 while [ $# != 0 ]; do
   case $1 in
@@ -324,6 +357,7 @@ while [ $# != 0 ]; do
     --lines=*) lines=${1#*=} ;;
     --grace=*) grace=${1#*=} ;;
     --poll=*) poll=${1#*=} ;;
+    --max_hours=*) max_hours=${1#*=} ;;
     --dry_run) dry_run=1 ;;
     --help | -h)
       usage

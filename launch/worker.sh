@@ -57,7 +57,9 @@ setup() {  # setup PYTHON_VERSION
   [ -x "$home/venv/bin/python" ] ||
     "$uv" venv --quiet --seed --python "$1" "$home/venv"
   cd "$checkout"
-  "$uv" pip install --quiet --python "$home/venv/bin/python" --editable '.[tpu,tfds]'
+  # The versions with which the tests have passed.
+  "$uv" pip install --quiet --python "$home/venv/bin/python" \
+    --constraint launch/constraints.txt --editable '.[tpu,tfds]'
   say "installed $(git describe --always --dirty)"
 }
 

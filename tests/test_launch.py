@@ -26,7 +26,7 @@ _TPU = str(_ROOT / 'launch' / 'tpu.sh')
 _LOCAL = [sys.executable, str(_ROOT / 'launch' / 'local.py')]
 _VERBS = (
   'create', 'wait', 'install', 'run', 'logs', 'status', 'stop', 'resume',
-  'delete',
+  'finish', 'delete',
 )  # fmt: skip
 _FLAGS = ['--config=configs/movielens.py', '--workdir=gs://bucket/run']
 
@@ -248,6 +248,9 @@ def _expected(type_, spot):
     *commands['delete'], *commands['create'], *commands['wait'],
     ssh(f'{worker} running'),
     *commands['stop'], *commands['install'], *commands['run'],
+  ]  # fmt: skip
+  commands['finish'] = [
+    ssh(f'{worker} status'), *commands['stop'], *commands['delete'],
   ]  # fmt: skip
   return {verb: [shlex.split(c) for c in commands[verb]] for verb in _VERBS}
 
@@ -642,6 +645,29 @@ def test_stop_before_install(cloud):
   cloud.tpu('stop')
   cloud.tpu('delete')
   assert cloud.calls() == ['ssh stop', 'delete']
+
+
+def test_finish_deletes_the_slice_once_the_run_has_ended(cloud):
+  cloud.installed()
+  cloud.codes(0)
+  cloud.tpu('run', '--', *_FLAGS)
+  err = cloud.tpu('finish', '--poll=1').stderr
+  assert 'ended' in err and 'with 0 (done)' in err
+  calls = cloud.calls()
+  assert calls[-1] == 'delete' and 'ssh stop' not in calls
+  # One look is not enough: a restart may be under way.
+  assert calls.count('ssh status') >= 2
+
+
+def test_finish_stops_a_run_that_takes_too_long(cloud):
+  cloud.installed()
+  cloud.codes('WAIT')
+  cloud.tpu('run', '--', *_FLAGS)
+  cloud.until_it_waits()
+  err = cloud.tpu('finish', '--poll=1', '--max_hours=0').stderr
+  assert '0 hours are over' in err
+  assert cloud.calls()[-2:] == ['ssh stop', 'delete']
+  assert 'ended' in (cloud.home / 'td_jax' / 'state').read_text()
 
 
 # launch/local.py
