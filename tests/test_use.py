@@ -54,7 +54,10 @@ def ratings(small_movielens, tmp_path_factory):
   """The folder of a finished run on ratings, of two seeds."""
   folder = tmp_path_factory.mktemp('ratings') / 'run'
   pipeline.run(
-    conftest.small_config('genre=War,method=scratch'),
+    # Scores of two devices are compared with predictions of one.
+    conftest.small_config(
+      'genre=War,method=scratch', **{'parallel.devices': 2}
+    ),
     folder,
     watch=conftest.Watch(),
     log=types.no_log,
