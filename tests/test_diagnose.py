@@ -1,5 +1,6 @@
 """The diagnosis measures what it claims, and renders from its rows alone."""
 
+import functools
 import pathlib
 import types
 
@@ -94,7 +95,7 @@ def test_messages_are_measured_by_hand(small, teacher):
   row = diagnose.measure(run, teacher, seeds=1, steps=4)
   assert len(row['validation']['per_seed']) == 1
   assert row['steps'] == [2, 4]
-  config = conftest.small_config('method=td')
+  config = conftest.small_config('method=td', seeds=1)
   config.refit_on_validation = False
   task = movielens.load(config, log=lambda line: None)
   frozen = teachers.load(config, task, path=pathlib.Path(), folder=teacher)
@@ -106,7 +107,7 @@ def test_messages_are_measured_by_hand(small, teacher):
     {'teacher': frozen},
   )
   params = jax.tree.map(
-    lambda leaf: np.asarray(rng.normal(size=leaf.shape) / 4, np.float32),
+    lambda leaf: rng.normal(0, 1 / 4, (2, *leaf.shape[1:])).astype(np.float32),
     made.state.params,
   )
   measured = diagnose.measure_messages(
@@ -128,9 +129,14 @@ def test_messages_are_measured_by_hand(small, teacher):
     hidden = hidden * norm['scale'] + norm['bias']
     return hidden @ layers['Dense_1']['kernel'] + layers['Dense_1']['bias']
 
-  g = made.model.apply(one['student'], batch.x, train=False)
-  h = frozen.model.apply(
-    frozen.variables, batch.input_of('teacher'), train=False
+  g, h = (
+    jax.device_get(
+      jax.jit(functools.partial(model.apply, train=False))(variables, x)
+    )
+    for model, variables, x in (
+      (made.model, one['student'], batch.x),
+      (frozen.model, frozen.variables, batch.input_of('teacher')),
+    )
   )
   message = translate('student_encoder', np.concatenate(g[:2], axis=1))
   decoded = translate('teacher_decoder', message)[:, : h[0].shape[1]]

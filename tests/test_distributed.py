@@ -25,6 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 ARGS = (
   f'--config={ROOT}/configs/movielens.py:runlocal,method=ld',
   '--config.refit_on_validation=False',
+  '--config.seeds=1',
 )
 
 
@@ -37,7 +38,9 @@ def environment(tmp_path_factory):
   return os.environ | {
     'PYTHONPATH': str(ROOT),
     'TFDS_DATA_DIR': str(root),
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
+    'XLA_FLAGS': (
+      f'--xla_force_host_platform_device_count=4 {conftest.FAST_COMPILE}'
+    ),
   }
 
 

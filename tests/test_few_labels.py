@@ -1,5 +1,7 @@
 """Hidden labels, and examples that are seen without one."""
 
+import functools
+
 import conftest
 import jax
 import numpy as np
@@ -423,12 +425,13 @@ def test_a_students_head_is_fitted_on_kept_labels_alone(image_config, tmp_path):
   )
   student = made.state.params['student']['params']
   first = jax.tree.map(lambda leaf: leaf[0], student)
+  intermediates = jax.jit(
+    functools.partial(made.model.apply, train=False, method='intermediates')
+  )
 
   def pooled(split):
     batch = task.make_batch(split, np.arange(len(split.y)), None)
-    named = made.model.apply(
-      {'params': first}, batch.x, train=False, method='intermediates'
-    )
+    named = intermediates({'params': first}, batch.x)
     return np.asarray(named['pooled'])
 
   expected = probe.fit(

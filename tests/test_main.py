@@ -39,7 +39,7 @@ def environment(data_dir):
   return os.environ | {
     'PYTHONPATH': str(ROOT),
     'TFDS_DATA_DIR': str(data_dir),
-    'XLA_FLAGS': '',
+    'XLA_FLAGS': conftest.FAST_COMPILE,
   }
 
 

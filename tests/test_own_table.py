@@ -133,6 +133,7 @@ def _small(config):
   config.optim.warmup = config.teacher.optim.warmup = 1
   config.batch_size = config.teacher.batch_size = 16
   config.distill.hidden, config.distill.message = 14, 10
+  config.parallel.devices = 1
   return config
 
 

@@ -199,7 +199,7 @@ def test_two_networks_that_talk(tmp_path):
 
 
 def test_a_run_that_is_older_than_a_key_goes_on(tmp_path):
-  config = _config('method=ld')
+  config = _config('method=ld', seeds=1)
   _run(tmp_path / 'whole', config)
   path = tmp_path / 'cut'
   with pytest.raises(errors.PreemptedError, match=r'saved step 6 in .*/cut'):

@@ -332,6 +332,7 @@ def test_the_study_resumes(tmp_path, monkeypatch):
         learner.update({'steps_per_dispatch': 2, 'log_every': 2})
         learner.model.hidden = model.hidden
         learner.optim.warmup = 1
+      made.parallel.devices = 1
       return made
 
     return config

@@ -159,7 +159,7 @@ def test_validation_is_scored_by_a_teacher_that_has_not_seen_it(tmp_path):
   def run(name, arg, **overrides):
     lines = []
     found = pipeline.run(
-      conftest.small_config(arg, **overrides),
+      conftest.small_config(arg, seeds=1, **overrides),
       tmp_path / name,
       watch=conftest.Watch(),
       log=lines.append,

@@ -134,15 +134,17 @@ def test_a_teacher_is_scored_by_the_genres_it_will_teach(tmp_path, monkeypatch):
     config.teacher.update(
       {'steps': 4, 'steps_per_dispatch': 2, 'log_every': 2, 'eval_every': 4}
     )
+    config.teacher.model.hidden, config.parallel.devices = (20, 16), 1
     return config
 
   monkeypatch.setattr(table_specs, 'config', short)
   monkeypatch.setitem(
     tune.SPACES['movielens'], 'teacher', {'teacher.batch_size': (16,)}
   )
+  monkeypatch.setattr(tune, '_WINDOWS', ('1.0',))  # The test below has all.
   _tune(tmp_path, ['teacher'], count=1, seeds=2)
-  row, *earlier = results_log.read(tmp_path / 'search.jsonl')
-  assert [row['column'] for row in (row, *earlier)] == ['1.0', '0.9', '0.8']
+  (row,) = results_log.read(tmp_path / 'search.jsonl')
+  assert row['column'] == '1.0'
   assert len(row['validation']['per_seed']) == 2
   # Each of the same teacher, by hand, in another run of it.
   config = table_specs.config(

@@ -257,12 +257,16 @@ def test_in_pieces_from_the_command_to_the_scores(
     return specs
 
   monkeypatch.setattr(sharding, 'shard_largest_axis', small_ones_too)
-  shared = ('--config.parallel.kind=mesh', '--config.parallel.devices=4')
+  # A method with parameters of its own; test_fsdp.py has a conversation.
+  shared = (
+    *('--config.parallel.kind=mesh', '--config.parallel.devices=4'),
+    '--config.distill.weights.feature=1e-3',
+  )
   numbers = []
   for pieces in (1, 2):
     cut.clear()
     path = tmp_path / str(pieces)
-    args = _args('td', vision_data, vision_teacher, path)
+    args = _args('fd', vision_data, vision_teacher, path)
     fsdp = f'--config.parallel.fsdp={pieces}'
     code, table, err = command(*args, *shared, fsdp)
     assert code == 0, err

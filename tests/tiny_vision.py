@@ -109,10 +109,12 @@ def teacher(path, *, classes=CLASSES, depth=DEPTH):
 
 def environment():
   """Of a process that reads this file as its config."""
+  import conftest  # It imports this file.
+
   root = FILE.parents[1]
   return os.environ | {
     'PYTHONPATH': f'{root}:{FILE.parent}',
-    'XLA_FLAGS': '',
+    'XLA_FLAGS': conftest.FAST_COMPILE,
   }
 
 
