@@ -110,6 +110,22 @@ def test_every_method(method):
   assert student.predict(x).shape == (40, 3)
 
 
+def test_dropout_is_on_in_training_and_off_in_predictions():
+  x, y = _examples(40)
+
+  def trained(dropout):
+    net = Net(dropout=dropout)
+    return td_jax.distill(None, net, x, y, method='scratch', **_SHORT)
+
+  dropped, whole = trained(0.9), trained(0.0)
+  kernels = [
+    student.variables['params']['second']['kernel']
+    for student in (dropped, whole)
+  ]
+  assert not np.allclose(*kernels, atol=1e-4)
+  np.testing.assert_array_equal(dropped.predict(x), dropped.predict(x))
+
+
 def test_numbers_are_a_regression_and_the_best_seed_is_returned():
   x, _ = _examples(60)
   y = 100 * x[:, 0] + 7

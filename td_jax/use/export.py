@@ -151,10 +151,13 @@ def _savedmodel(student: student_lib.Student) -> _Contents:
     ) from e
   shapes = _abstract(student, None)
   converted = jax2tf.convert(
-    program(student), polymorphic_shapes=['batch, ...']
+    program(student), polymorphic_shapes=['batch, ...'], with_gradient=False
   )
   module: Any = tf.Module()
-  module.serve = tf.function(lambda **arrays: {'output': converted(arrays)})
+  # Autograph would rewrite the code of jax2tf, which takes most of a minute.
+  module.serve = tf.function(
+    lambda **arrays: {'output': converted(arrays)}, autograph=False
+  )
   signature = module.serve.get_concrete_function(
     **{
       name: tf.TensorSpec(shape.shape, shape.dtype, name=name)
