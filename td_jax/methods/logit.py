@@ -1,5 +1,7 @@
 """L_logit = d(y_g, y_h): label distillation (Hinton et al., 2015)."""
 
+import chex
+
 from td_jax import types
 from td_jax.methods import base
 from td_jax.methods import losses
@@ -18,6 +20,8 @@ def logit(distance: losses.Distance) -> base.Method:
       side.output.reshape(len(side.output), -1)
       for side in (lesson.student, lesson.teacher)
     )
+    # A teacher of one output would be compared with each class of the student.
+    chex.assert_equal_shape([student, teacher])
     return distance(student, teacher), {}
 
   return base.stateless(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import chex
 from flax import linen as nn
 import jax
 from jax import lax
@@ -153,6 +154,8 @@ def train_step(
       grads, state.opt_state, state.params, value=sums['loss'] / count
     )
     params = optax.apply_updates(state.params, updates)
+    # Otherwise the next step would be compiled again, or fail in a checkpoint.
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, state.params)
   metrics = {name: value / count for name, value in sums.items()}
   metrics['grad_norm'] = _norm(grads)
   before, after = _skipped(state.opt_state), _skipped(opt_state)
