@@ -3,7 +3,7 @@
   python benchmarks/speed.py --out=results/speed_movielens.json \
       --peer=PATH/torch_td.py --peer_python=VENV/bin/python
   python benchmarks/speed.py --task=images --out=results/speed_images.json ...
-  python benchmarks/speed.py --profile='scratch,td k=1' \
+  python benchmarks/speed.py --trace='scratch,td k=1' \
       --out=results/profile_movielens.md
 
 td_jax and the peer take turns, burst by burst, so that both see the same
@@ -16,7 +16,7 @@ cycles through synthetic ones. Teachers of images have random weights. Without
 `--settings` measures some of the settings and leaves the others in --out as
 they are, for a machine that is free for a minute at a time. If --out is in
 results/, its table is also written to docs/speed.md; `--render` does only that.
-`--profile` shows where the time of some settings goes.
+`--trace` shows where the time of some settings goes.
 """
 
 import collections
@@ -66,7 +66,7 @@ _TASK = flags.DEFINE_enum(
 )
 _CHOSEN = flags.DEFINE_list('settings', [], 'What to measure; by default all.')
 _RENDER = flags.DEFINE_bool('render', False, 'Only write the table of --out.')
-_PROFILE = flags.DEFINE_list('profile', [], 'Settings to profile.')
+_PROFILE = flags.DEFINE_list('trace', [], 'Settings to profile.')
 
 _PAGE = pathlib.Path('docs', 'speed.md')  # Relative to the checkout.
 _PROFILED_BURSTS = 4
@@ -404,7 +404,7 @@ def _write_page(out: pathlib.Path) -> None:
 def _write_profile(
   programs: dict[str, Program], out: pathlib.Path | None
 ) -> None:
-  options = f"--task={_task()} --profile='{','.join(programs)}'"
+  options = f"--task={_task()} --trace='{','.join(programs)}'"
   lines = [
     '# Where the time of a training step goes',
     '',

@@ -8,9 +8,11 @@ import pytest
 
 import td_jax
 from td_jax import errors
+from td_jax.data import arrays
 from td_jax.methods import talk
 from td_jax.run import preemption
 from td_jax.run import results as results_lib
+from td_jax.use import distill as distill_lib
 
 pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
 
@@ -173,6 +175,17 @@ def test_the_same_call_resumes(tmp_path, monkeypatch):
   assert stored['validation'] == whole.results['validation']
   with pytest.raises(errors.ConfigError, match=r'a run of td_jax\.distill'):
     td_jax.load(tmp_path / 'parts')
+  for changes, message in (
+    ({'teacher': _oracle()._replace(params={'scale': -5.0})}, 'otherwise: '),
+    ({'student': Net(dropout=0.5)}, 'another config'),
+  ):
+    arguments = {'teacher': _oracle(), 'student': Net(), 'x': x, 'y': y}
+    with pytest.raises(errors.TdError, match=message):
+      td_jax.distill(
+        **arguments | changes,
+        workdir=tmp_path / 'parts',
+        **_SHORT | {'steps': 40},
+      )
   other, _ = _examples(40, seed=9)
   with pytest.raises(errors.TdError, match='other data'):
     td_jax.distill(
@@ -200,21 +213,40 @@ _X, _Y = _examples(20)
   [
     ({'method': 'tdd'}, "method is 'tdd'; choose one of.*Did you mean 'td'"),
     ({'teacher': None}, "method is 'ld', which needs a teacher"),
-    ({'teacher': 3}, r'it returns int; return a td_jax\.Frozen'),
+    ({'teacher': 3}, r'the teacher does not fit: it is int; it must be a td'),
     ({'student': Plain(), 'method': 'td'}, 'has __call__ alone, but method'),
     ({'student': Normed()}, 'variables batch_stats, which no step updates'),
-    ({'student': Net(classes=4)}, r'shape \[1, 4\]; it must be \[1, 3\]'),
-    ({'x': _X[:, :2]}, r'an input of test is .*\(4,\)'),
-    ({'x': _X[:9]}, 'inputs of 9 examples and'),
-    ({'y': _Y.astype(str)}, 'the labels of train are <U'),
+    ({'student': Net(classes=4)}, r'shape \[b, 4\]; it must be \[b, 3\], for'),
+    ({'x': _X[:, :2]}, r'an input of test is float32\[4\], and one of train'),
+    ({'x': _X[:9]}, 'inputs of 9 examples and 20 labels'),
+    ({'y': _Y.astype(str)}, 'the labels of the training examples are <U'),
     ({'y': _Y.astype(float)}, 'integers in one split and floats in another'),
     ({'x': _X[:5], 'y': _Y[:5]}, 'give validation='),
-    ({'test': (_X, _Y + 1)}, r'labels of test are 1 to 3; those of train'),
+    ({'test': (_X, _Y + 1)}, r'labels of test go up to 3; those of train'),
     ({'unlabelled': _X[:, :2]}, 'an input of unlabelled is'),
-    ({'weights': {'logits': 1.0}}, "'logits'.*Did you mean 'logit'"),
-    ({'distill.temperatur': 1.0}, "Did you mean 'temperature'"),
+    ({'weights': {'logits': 1.0}}, "weights is 'logits'.*Did you mean 'logit'"),
+    ({'distill.temperatur': 1.0}, "Did you mean 'distill.temperature'"),
     ({'k': 'two'}, "the setting 'k' is 'two'"),
     ({'steps': 0}, 'steps is 0; it must be at least 1'),
+    ({'student': Net}, r'it must be a Linen module, such as MyNet\(\)'),
+    (
+      {'x': _X * np.nan},
+      'are not finite in 20 of 20 examples, first in number 0',
+    ),
+    ({'test': (_X * np.inf, _Y)}, 'the inputs of test are not finite'),
+    ({'x': None}, 'have leaves of no examples'),
+    ({'x': 3.0}, 'they must be numbers'),
+    ({'x': {'a': _X, 'b': _X[:3]}}, 'leaves of 3, 20 examples'),
+    ({'x': _X * 1j}, 'have complex64'),
+    ({'y': _Y - 1}, 'are -1 to 1; integers are classes, which count from 0'),
+    ({'y': _Y + 2**40}, 'integers are classes'),
+    ({'unlabelled': _X[:0]}, 'unlabelled has no examples'),
+    ({'data.labels.share': 0.5}, 'a setting of td_jax.distill is'),
+    ({'domain': 'movielens'}, 'a setting of td_jax.distill is'),
+    (
+      {'teacher': td_jax.Frozen({}, lambda _, x: {'logits': x})},
+      'its output is dict; it must be one array',
+    ),
   ],
 )
 def test_arguments_that_cannot_work(changes, message):
@@ -230,6 +262,33 @@ def test_arguments_that_cannot_work(changes, message):
   with pytest.raises(errors.ConfigError, match=message) as caught:
     td_jax.distill(**arguments)
   assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('params', [{}, None, {'scale': 5.0}, 5.0])
+def test_parameters_may_be_anything(params):
+  """Also none at all, where a function has what it needs in itself."""
+  x, y = _examples(20)
+  teacher = td_jax.Frozen(params, lambda params, x: 5 * x[:, :3])
+  student = td_jax.distill(teacher, Plain(), x.tolist(), y, **_SHORT)
+  assert student.results['teachers']['teacher']['validation'] == 1
+  assert student.predict(x[:0]).shape == (0, 3)
+  with pytest.raises(errors.ConfigError, match=r'an input of these is'):
+    student.predict(x[0])
+
+
+def test_arguments_of_another_type():
+  """Tests check all types; a user's call does not."""
+  assert distill_lib._number('steps', np.int64(4), int) == 4
+  with pytest.raises(
+    errors.ConfigError, match=r'steps is 4\.5; it must be a wh'
+  ):
+    distill_lib._number('steps', 4.5, int)
+  with pytest.raises(
+    errors.ConfigError, match="rate is 'big'; it must be a num"
+  ):
+    distill_lib._number('rate', 'big', float)
+  with pytest.raises(errors.ConfigError, match=r'test is bool; it must be \(x'):
+    arrays.examples('test', True)
 
 
 def test_what_the_package_offers():

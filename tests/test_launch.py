@@ -438,7 +438,8 @@ def test_install_copies_the_commit(cloud):
   venv = cloud.home / 'td_jax' / 'venv'
   assert (cloud.home / 'uv_calls').read_text().splitlines() == [
     f'venv --quiet --seed --python 3.11 {venv}',
-    f'pip install --quiet --python {venv}/bin/python --editable .[tpu,tfds]',
+    f'pip install --quiet --python {venv}/bin/python '
+    '--constraint launch/constraints.txt --editable .[tpu,tfds]',
   ]
   # A second install replaces the first; this one clones a repository.
   (source / 'stale').touch()

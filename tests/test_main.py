@@ -195,7 +195,7 @@ def test_help_is_quick_and_light(environment, tmp_path):
     ((CONFIG, '--workdr=x'), "'workdr'. Did you mean: workdir"),
     (
       (CONFIG, '--mode=test'),
-      "--mode is 'test'; choose one of: cka, compile, eval, train",
+      "--mode is 'test'; choose one of: cka, compile, config, eval, train",
     ),
     ((CONFIG, '--config.kk=3'), "no key 'kk'"),
     ((CONFIG, '--config.methid=td'), "Did you mean 'method'"),

@@ -306,7 +306,7 @@ _INPUTS = {'mlp': {}, 'vit': {'image_size': 224}}
 _FROM_SIZES = {'mlp': _FROM_DATA, 'vit': {'classes': 3}}
 
 
-@pytest.mark.parametrize('name', models.NETWORKS)
+@pytest.mark.parametrize('name', _INPUTS)
 def test_every_network_follows_the_protocol(name):
   """Both states of every network have the token axes that `tokens` returns."""
   settings, inputs = _settings(name), _INPUTS[name]

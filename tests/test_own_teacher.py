@@ -185,6 +185,19 @@ def _write_answers(data, path, config):
   )
 
 
+def test_no_head_gives_zeros(vision_data, module, tmp_path):
+  """Three classes of zeros are all alike."""
+  changes = {'teacher.head': 'none', 'teacher.build': f'{_MODULE}:cnn'}
+  tokens = {'model.class_token': 'none', 'model.pooling': 'mean'}
+  config = _config(
+    vision_data, 'fd', **changes, **tokens, **{'teacher.checkpoint': ''}
+  )
+  results = _run(config, tmp_path)
+  first = results['baselines']['most frequent class']
+  assert results['teachers']['teacher']['test'] == pytest.approx(1 / 3)
+  assert first['test'] == pytest.approx(1 / 3)
+
+
 def test_a_head_is_fitted_to_features(vision_data, module, tmp_path):
   changes = {'teacher.head': 'probe', 'teacher.build': f'{_MODULE}:features'}
   config = _config(vision_data, 'ld', **changes, **{'teacher.checkpoint': ''})
@@ -206,12 +219,16 @@ def _raise():
   [
     ('absent', 'ld', "has no attribute 'absent'"),
     ('raises', 'ld', r'ValueError: no weights \(.*test_own_teacher.py, line '),
-    ('features', 'ld', r'output has shape \[1, 9\]; it must be \[1, 3\]'),
+    (
+      'features',
+      'ld',
+      r'output has shape \[b, 9\]; it must be \[b, 3\], for classes',
+    ),
     ('output', 'td', "has an output alone, but method 'td' looks at hidden"),
     ('half', 'ld', 'only one of low and interpret'),
-    ('number', 'ld', r'returns int; return a td_jax\.Frozen'),
+    ('number', 'ld', r'it is int; it must be a td_jax\.Frozen'),
     ('other', 'ld', r'fails on inputs \[1, 16, 16, 3\] float32: '),
-    ('flat', 'ld', r'low state has shape \[1, 2, 2, 6\]'),
+    ('flat', 'ld', r'low state has shape \[b, 2, 2, 6\]'),
   ],
 )
 def test_a_function_that_does_not_fit(  # noqa: PLR0917
@@ -282,6 +299,25 @@ def _with_data(config):
   return config
 
 
+def test_another_teacher_in_the_same_folder_is_noticed(
+  vision_data, module, tmp_path
+):
+  changes = {'teacher.checkpoint': '', 'teacher.build': f'{_MODULE}:cnn'}
+  config = _config(vision_data, 'ld', **changes)
+  _run(config, tmp_path)
+  whole, _ = _cnn()
+  module.cnn = lambda: whole._replace(
+    output=lambda params, high: -whole.output(params, high)
+  )
+  with pytest.raises(
+    errors.DataError, match='a teacher that answered otherwise'
+  ):
+    _run(config, tmp_path)
+  module.cnn = lambda: sys.exit(3)
+  with pytest.raises(errors.ConfigError, match=r'by sys\.exit\(3\)'):
+    _run(config, tmp_path)
+
+
 # Answers.
 
 
@@ -330,11 +366,11 @@ def test_rows_of_a_table_have_the_answers_of_their_line(table, tmp_path):
     ({'example': np.arange(60), 'output': np.zeros(9)}, r'one row for each of'),
     (
       {'example': np.arange(60), 'output': np.full(60, np.nan)},
-      'not finite',
+      'not finite in float32',
     ),
     (
       {'example': np.arange(60), 'output': np.zeros((60, 2))},
-      r'output has shape \[1, 2\]; it must be \[1\]',
+      r'output has shape \[b, 2\]; it must be \[b\], for numbers',
     ),
     (
       {'example': np.arange(60), 'output': np.zeros(60), 'low': np.zeros(60)},
@@ -353,6 +389,14 @@ def test_answers_that_cannot_be_used(table, tmp_path, arrays, message):
   with pytest.raises(errors.TdError, match=message) as caught:
     _run(config, tmp_path / 'run')
   assert 'a.npz' in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_one_answer_alone_and_files_of_another_kind(tmp_path):
+  np.savez(tmp_path / 'a.npz', example='x', output=[1.0])
+  assert answers.Index(str(tmp_path / 'a.npz')).rows(['x'], what='x') == [0]
+  np.save(tmp_path / 'a.npy', np.zeros(3))
+  with pytest.raises(errors.DataError, match='it is one array'):
+    answers.read(str(tmp_path / 'a.npy'))
 
 
 def test_no_file_of_answers(table, tmp_path):

@@ -129,7 +129,9 @@ def test_the_three_parts_compose_to_the_whole_at_every_split(cut, scan):
   assert low.shape == high.shape == (B, TOKENS, WIDTH)
   assert output.shape == (B, CLASSES)
   _, parts = run(variables, low, high)
-  jax.tree.map(_equal, parts, (low, high, output))
+  # XLA may fuse the parts otherwise, which changes a last bit.
+  last_bit = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
+  jax.tree.map(last_bit, parts, (low, high, output))
   # The network is the same wherever it is split, scanned or not.
   named = _apply(_model(**_RICH), loop, _x(), 'intermediates')
   _near(low, named[f'block_{cut[0] - 1:02d}'])

@@ -84,6 +84,7 @@ def _own_teacher(cfg: Any, *, build: str, states: str) -> None:
   """A teacher that td_jax has no class for, and a student that starts at random."""
   cfg.teacher.checkpoint = ''
   cfg.teacher.build, cfg.teacher.states = build, states
+  cfg.teacher.head = 'stored'
   cfg.student_init, cfg.student_head = 'random', 'zeros'
   # Without a class token it has the tokens of a CNN's grid.
   cfg.model.update(

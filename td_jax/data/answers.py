@@ -16,6 +16,7 @@ import contextlib
 import os
 import pathlib
 from typing import Any
+import unicodedata
 import zipfile
 
 import numpy as np
@@ -40,7 +41,7 @@ class Index:
       errors.DataError: The file cannot be read, or names an example twice.
     """
     self._path, self._folder = path, folder
-    names = _load(path, (EXAMPLE,))[EXAMPLE]
+    names = np.atleast_1d(_load(path, (EXAMPLE,))[EXAMPLE])
     self._rows = {self._key(str(name)): row for row, name in enumerate(names)}
     if names.ndim != 1 or len(self._rows) != len(names):
       raise errors.DataError(
@@ -63,11 +64,14 @@ class Index:
     if missing:
       raise errors.DataError(
         f'{self._path} lacks {missing} of {len(rows)} examples of {what}, such as '
-        f'{examples[rows.index(-1)]!r}; let the teacher answer on all of them.'
+        f'{examples[rows.index(-1)]!r}; it has {len(self._rows)}, such as '
+        f'{next(iter(self._rows), "")!r}. Let the teacher answer on all of them.'
       )
     return np.asarray(rows, np.int32)
 
   def _key(self, name: str) -> str:
+    # Macs and Linux spell accents in two ways.
+    name = unicodedata.normalize('NFC', name)
     if not self._folder:
       return name
     return os.path.abspath(os.path.join(self._folder, name))
@@ -94,10 +98,11 @@ def read(path: str) -> dict[str, np.ndarray]:
         f'{path}: {name!r} is {array.dtype} with shape {list(array.shape)}; it must '
         f'be of numbers, one row for each of the {count} examples.'
       )
-    arrays[name] = array.astype(np.float32)
+    with np.errstate(over='ignore'):
+      arrays[name] = array.astype(np.float32)
     if not np.isfinite(arrays[name]).all():
       raise errors.DataError(
-        f'{path}: {name!r} has values that are not finite.'
+        f'{path}: {name!r} has values that are not finite in float32.'
       )
     if name in _STATES and array.ndim not in (2, 3):
       raise errors.DataError(
@@ -126,9 +131,10 @@ def _load(path: str, names: Sequence[str]) -> dict[str, np.ndarray]:
 def _opened(path: str) -> Iterator[Any]:
   """The opened .npz; raises a DataError if it cannot be read."""
   try:
-    with np.load(pathlib.Path(path), allow_pickle=False) as file:
-      if not isinstance(file, np.lib.npyio.NpzFile):
-        raise ValueError('it is one array')
+    file: Any = np.load(pathlib.Path(path).expanduser(), allow_pickle=False)
+    if not isinstance(file, np.lib.npyio.NpzFile):
+      raise ValueError('it is one array')
+    with file:
       yield file
   except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as e:
     raise errors.DataError(

@@ -5,6 +5,7 @@ from typing import Any
 from typing import NamedTuple
 
 import jax
+from jax import numpy as jnp
 import numpy as np
 
 from td_jax import errors
@@ -40,8 +41,7 @@ def dataset(
   """Checks the examples.
 
   Args:
-    parts: {split: (x, y)}; the leaves of x are [n, ...], and y [n] are classes from
-      0, or numbers.
+    parts: {split: what `examples` returned}.
     unlabelled: Leaves [m, ...], as x; or None.
     student: See `Dataset`.
     teacher: See `Dataset`.
@@ -49,25 +49,30 @@ def dataset(
   Raises:
     errors.ConfigError: They do not fit together.
   """
-  batches = {name: _batch(name, *part) for name, part in parts.items()}
+  batches = {
+    name: types.Batch(x, y, np.ones(len(y), np.float32))
+    for name, (x, y) in parts.items()
+  }
   train = batches['train']
   kinds = {batch.y.dtype.kind for batch in batches.values()}
   if len(kinds) > 1:
     raise errors.ConfigError(
-      'labels are integers in one split and floats in another; classes are integers '
-      'everywhere, and numbers are floats.'
+      'labels are integers in one split and floats in another; integers are classes, '
+      'and floats are the targets of a regression.'
     )
   classes = int(train.y.max()) + 1 if train.y.dtype.kind == 'i' else 0
   for name, batch in batches.items():
-    if classes and not 0 <= batch.y.min() <= batch.y.max() < classes:
+    if classes and batch.y.max() >= classes:
       raise errors.ConfigError(
-        f'the labels of {name} are {batch.y.min()} to {batch.y.max()}; those of '
-        f'train are the classes 0 to {classes - 1}.'
+        f'the labels of {name} go up to {batch.y.max()}; those of train are the '
+        f'classes 0 to {classes - 1}.'
       )
-    _check_shapes(name, batch.x, train.x)
+    check_shapes(name, batch.x, train.x)
   if unlabelled is not None:
-    unlabelled = _floats(unlabelled)
-    _check_shapes('unlabelled', unlabelled, train.x)
+    unlabelled = inputs('unlabelled', unlabelled)
+    check_shapes('unlabelled', unlabelled, train.x)
+    if not count(unlabelled):
+      raise errors.ConfigError('unlabelled has no examples; leave it out.')
   return Dataset(batches, unlabelled, classes, student, teacher)
 
 
@@ -75,20 +80,20 @@ def task(config: types.Config, dataset: Dataset) -> task_lib.Task:
   """The task of these examples."""
   train = dataset.parts['train']
   kind = config.data.kind
-  unlabelled, count = None, 0
+  unlabelled, further_count = None, 0
   if dataset.unlabelled is not None and config.data.unlabelled.source != 'none':
-    count = _count(dataset.unlabelled)
+    further_count = count(dataset.unlabelled)
     further = types.Batch(
       dataset.unlabelled,
-      np.zeros(count, train.y.dtype),
-      np.ones(count, np.float32),
+      np.zeros(further_count, train.y.dtype),
+      np.ones(further_count, np.float32),
     )
     unlabelled = feed.Unlabelled(further, config.data.unlabelled.share)
   parts = dataset.parts
   unit = float(train.y.std()) if kind == REGRESSION else 1.0
   return task_lib.Task(
     name=NAME,
-    metadata={'train_examples': len(train.y), 'unlabelled': count},
+    metadata={'train_examples': len(train.y), 'unlabelled': further_count},
     train=train,
     validation=parts['validation'],
     test=parts.get('test'),
@@ -123,45 +128,100 @@ def read(config: types.Config, *, log: types.Log = print) -> Any:
   )
 
 
-def _batch(name: str, x: Any, y: Any) -> types.Batch:
-  x, y = _floats(x), np.asarray(y)
-  if y.ndim != 1 or y.dtype.kind not in 'iuf' or not len(y):
+def examples(name: str, part: Any) -> tuple[Any, np.ndarray]:
+  """(x, y) as NumPy arrays of the dtypes that JAX computes with.
+
+  Raises:
+    errors.ConfigError: `part` is no such pair; messages call it `name`.
+  """
+  if not isinstance(part, tuple | list) or len(part) != 2:
+    raise errors.ConfigError(
+      f'{name} is {type(part).__name__}; it must be (x, y): inputs and labels.'
+    )
+  x, y = inputs(name, part[0]), np.asarray(part[1])
+  if y.ndim != 1 or y.dtype.kind not in 'biuf' or not len(y):
     raise errors.ConfigError(
       f'the labels of {name} are {y.dtype} with shape {list(y.shape)}; they must be '
       'integers or floats [n], with n at least 1.'
     )
-  if _count(x) != len(y):
+  if count(x) != len(y):
     raise errors.ConfigError(
-      f'{name} has inputs of {_count(x)} examples and {len(y)} labels.'
+      f'{name}: inputs of {count(x)} examples and {len(y)} labels.'
     )
-  y = y.astype(np.float32 if y.dtype.kind == 'f' else np.int32)
-  return types.Batch(x, y, np.ones(len(y), np.float32))
+  if y.dtype.kind != 'f':
+    if not 0 <= y.min() <= y.max() < 2**31:
+      raise errors.ConfigError(
+        f'the labels of {name} are {y.min()} to {y.max()}; integers are classes, '
+        'which count from 0.'
+      )
+    return x, y.astype(np.int32)
+  _check_finite(f'the labels of {name}', y)
+  return x, y.astype(np.float32)
 
 
-def _floats(x: Any) -> Any:
-  """NumPy arrays of the dtypes that JAX computes with."""
+def inputs(name: str, x: Any) -> Any:
+  """Inputs as NumPy arrays of the dtypes that JAX computes with, leaves [n, ...].
 
-  def convert(leaf: Any) -> np.ndarray:
-    leaf = np.asarray(leaf)
-    return np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
+  Raises:
+    errors.ConfigError: They are no arrays of numbers, or not of equal length.
+  """
+  try:
+    if isinstance(x, list | tuple):
+      x = np.asarray(x)
+    x = jax.tree.map(lambda leaf: _numbers(name, leaf), x)
+  except ValueError as e:  # Of NumPy, for lists of different lengths.
+    raise errors.ConfigError(
+      f'the inputs of {name} are no arrays: {errors.one_line(e)}'
+    ) from e
+  counts = sorted({len(leaf) for leaf in jax.tree.leaves(x)})
+  if len(counts) != 1:
+    raise errors.ConfigError(
+      f'the inputs of {name} have leaves of {", ".join(map(str, counts)) or "no"} '
+      'examples; all must have as many.'
+    )
+  return x
 
-  return jax.tree.map(convert, x)
+
+def _numbers(name: str, leaf: Any) -> np.ndarray:
+  array = np.asarray(leaf)
+  if array.dtype == jnp.bfloat16:
+    array = array.astype(np.float32)
+  if array.dtype.kind not in 'biuf' or not array.ndim:
+    raise errors.ConfigError(
+      f'the inputs of {name} have {array.dtype} with shape {list(array.shape)}; '
+      'they must be numbers [n, ...].'
+    )
+  _check_finite(f'the inputs of {name}', array)
+  return np.asarray(array, jax.dtypes.canonicalize_dtype(array.dtype))
 
 
-def _count(x: types.PyTree) -> int:
-  """The number of examples, or -1 if the leaves differ in it."""
-  counts = {leaf.shape[0] if leaf.ndim else -1 for leaf in jax.tree.leaves(x)}
-  return counts.pop() if len(counts) == 1 else -1
+def count(x: types.PyTree) -> int:
+  """The number of examples of inputs."""
+  return len(jax.tree.leaves(x)[0])
 
 
-def _check_shapes(name: str, x: types.PyTree, train: types.PyTree) -> None:
+def check_shapes(name: str, x: types.PyTree, train: types.PyTree) -> None:
+  """Raises a ConfigError if inputs differ from those of training."""
+
   def shapes(x: types.PyTree) -> Any:
-    return jax.tree.map(lambda leaf: (leaf.shape[1:], leaf.dtype), x)
+    return jax.tree.map(lambda leaf: f'{leaf.dtype}{list(leaf.shape[1:])}', x)
 
   if shapes(x) != shapes(train):
     raise errors.ConfigError(
       f'an input of {name} is {shapes(x)}, and one of train {shapes(train)}.'
     )
+
+
+def _check_finite(what: str, values: np.ndarray) -> None:
+  if values.dtype.kind == 'f':
+    with np.errstate(over='ignore'):
+      finite = np.isfinite(values.astype(np.float32))
+    finite = finite.all(axis=tuple(range(1, values.ndim)))
+    if not finite.all():
+      raise errors.ConfigError(
+        f'{what} are not finite in {np.count_nonzero(~finite)} of {len(values)} '
+        f'examples, first in number {int(finite.argmin())}.'
+      )
 
 
 def _baselines(parts: Mapping[str, types.Batch], kind: str) -> baselines.Scores:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
+import numpy as np
 
 from td_jax import errors
 from td_jax import types
@@ -47,7 +48,7 @@ class Network(split.Network):
   def _own(self) -> Any:
     return self.get_variable('params', 'network')
 
-  def _with_head(self, output: types.Array) -> types.Array:
+  def _with_head(self, output: Any) -> Any:
     if not self.has_variable('params', 'head'):
       return output
     head: Any = self.get_variable('params', 'head')
@@ -55,7 +56,7 @@ class Network(split.Network):
 
 
 class Functions(Network):
-  """The functions of a `Frozen`, as a network."""
+  """The functions of a `Frozen`, as a network. `check` looks at what they return."""
 
   functions: tuple[Any, Any, Any]  # low, interpret and output.
 
@@ -63,21 +64,19 @@ class Functions(Network):
   def has_states(self) -> bool:
     return self.functions[0] is not None
 
-  def low(self, x: types.PyTree, *, train: bool) -> types.Hidden:
+  def low(self, x: types.PyTree, *, train: bool) -> Any:
     del train  # Frozen.
     return self.functions[0](self._own, x)
 
-  def interpret(self, low: types.Array, *, train: bool) -> types.Hidden:
+  def interpret(self, low: Any, *, train: bool) -> Any:
     del train  # Frozen.
     return self.functions[1](self._own, low)
 
-  def output(self, high: types.PyTree, *, train: bool) -> types.Array:
+  def output(self, high: types.PyTree, *, train: bool) -> Any:
     del train  # Frozen.
     return self._with_head(self.functions[2](self._own, high))
 
-  def __call__(
-    self, x: types.PyTree, *, train: bool
-  ) -> tuple[types.Array, types.Array, types.Array]:
+  def __call__(self, x: types.PyTree, *, train: bool) -> tuple[Any, Any, Any]:
     if self.has_states:
       return super().__call__(x, train=train)
     nothing = _no_states(jax.tree.leaves(x)[0].shape[0])
@@ -126,13 +125,15 @@ def network(made: Any) -> tuple[Functions, dict[str, Any]]:
     errors.ConfigError: It is something else.
   """
   if isinstance(made, tuple) and len(made) == 2 and _is_network(made[0]):
-    module, variables = made
-    made = Frozen(variables, *_methods(module))
+    module, own = made
+    made = Frozen(own, *_methods(module))
   if not isinstance(made, Frozen):
+    what = type(made).__name__
+    if isinstance(made, tuple):
+      what = f'({", ".join(type(part).__name__ for part in made)})'
     raise errors.ConfigError(
-      f'it returns {type(made).__name__}; return a td_jax.Frozen, or (module, '
-      'variables) with a Linen module that has the methods low, interpret and '
-      'output'
+      f'it is {what}; it must be a td_jax.Frozen, or (module, variables) with a Linen '
+      'module that has the methods low, interpret and output'
     )
   if (made.low is None) != (made.interpret is None):
     raise errors.ConfigError(
@@ -145,7 +146,13 @@ def network(made: Any) -> tuple[Functions, dict[str, Any]]:
       f'its params are no tree of arrays: {errors.one_line(e)}'
     ) from e
   functions = Functions((made.low, made.interpret, made.output))
-  return functions, {'params': {'network': params}}
+  return functions, variables(params)
+
+
+def variables(params: types.PyTree) -> dict[str, Any]:
+  """The variables of a `Network` without a head."""
+  # The loop maps over a teacher's leaves, so there has to be one.
+  return {'params': {'network': params, 'unused': np.zeros(1, np.float32)}}
 
 
 def check(
@@ -172,24 +179,37 @@ def check(
     raise errors.ConfigError(
       f'its network fails on inputs {_shapes(x)}: {errors.one_line(e)}'
     ) from e
-  low, high, output = states_and_output
   batch = jax.tree.leaves(x)[0].shape[0]
-  wanted: tuple[Any, ...] = (batch, classes) if classes else (batch,)
+  parts = dict(zip(('low', 'high', 'output'), states_and_output, strict=True))
+  for name, array in parts.items():
+    if not hasattr(array, 'shape'):
+      raise errors.ConfigError(
+        f'its {name} is {type(array).__name__}; it must be one array'
+      )
+  output = parts.pop('output')
+  wanted = f'[b, {classes}]' if classes else '[b]'
+  fits = output.shape == ((batch, classes) if classes else (batch,))
   if classes is None:
-    wanted = (
-      (batch, output.shape[-1]) if output.ndim == 2 else (batch, 'features')
-    )
-  if output.shape != wanted:
+    wanted, fits = '[b, features]', output.ndim == 2 and len(output) == batch
+  if not fits:
     raise errors.ConfigError(
-      f'its output has shape {list(output.shape)}; it must be {list(wanted)} on '
-      f'{batch} examples'
+      f'its output has shape {_by_example(output, batch)}; it must be {wanted}, for '
+      f'{"features" if classes is None else "classes" if classes else "numbers"}'
     )
-  for name, state in (('low', low), ('high', high)):
+  for name, state in parts.items():
     if state.ndim not in (2, 3) or len(state) != batch:
       raise errors.ConfigError(
-        f'its {name} state has shape {list(state.shape)}; it must be [{batch}, d] '
-        f'or [{batch}, tokens, d] on {batch} examples'
+        f'its {name} state has shape {_by_example(state, batch)}; it must be [b, d] '
+        'or [b, tokens, d]'
       )
+
+
+def _by_example(array: Any, batch: int) -> str:
+  """A shape with b in the place of the number of examples, such as [b, 3]."""
+  sizes: list[Any] = list(array.shape)
+  if sizes and sizes[0] == batch:
+    sizes[0] = 'b'
+  return f'[{", ".join(map(str, sizes))}]'
 
 
 def _is_network(module: Any) -> bool:

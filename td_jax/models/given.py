@@ -24,6 +24,7 @@ class Given(split.Network):
 
   module: nn.Module
   classes: int = 0  # The width of its output [b, classes]; 0: it is [b].
+  description: str = ''  # Which module it is, as configs say it.
 
   @property
   def has_states(self) -> bool:

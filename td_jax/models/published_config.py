@@ -48,13 +48,16 @@ class Config(NamedTuple):
       errors.DataError: As for `get`, or the sides differ.
     """
     value = self.get(field, (int, list))
-    if isinstance(value, int):
-      return value
-    if len(value) != 2 or value[0] != value[1] or not isinstance(value[0], int):
+    sides = [value, value] if isinstance(value, int) else value
+    if len(sides) != 2 or sides[0] != sides[1] or not isinstance(sides[0], int):
       raise errors.DataError(
         f'{self.path}: {field} is {value!r}; only squares can be loaded.'
       )
-    return value[0]
+    if sides[0] < 1:
+      raise errors.DataError(
+        f'{self.path}: {field} is {value!r}; it must be at least 1.'
+      )
+    return sides[0]
 
 
 def read(file: pathlib.Path, path: str) -> Config:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 import functools
 import json
 from typing import Any
@@ -39,6 +40,8 @@ class Experiment(NamedTuple):
   state: step_lib.TrainState  # At step 0.
   rows: Callable[[int, int], types.PyTree]  # Leaves [steps, seeds, b, ...].
   model: nn.Module  # The student.
+  # {name of a teacher: some of its answers}, of those of the user's own.
+  samples: Mapping[str, Sequence[float]] = {}
 
 
 def build(
@@ -95,6 +98,9 @@ def build(
     state=state,
     rows=rows,
     model=model,
+    samples={
+      name: teacher.sample for name, teacher in active.items() if teacher.sample
+    },
   )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 import contextlib
 import time
 from typing import Any
@@ -65,7 +66,7 @@ def train(
     checkpoints = close_at_end(
       checkpoint.Checkpoints(folder.path / workdir.CHECKPOINTS)
     )
-    state, record = _restore(experiment.state, checkpoints, folder.path, task)
+    state, record = _restore(experiment, checkpoints, folder.path, task)
     state, start = parallel.place(state), record['step']
     if start >= config.steps:
       return state, record['seconds']
@@ -94,6 +95,7 @@ def train(
           'seconds': time.monotonic() - start_time,
           'dataset': task.fingerprint,
           'unlabelled': task.unlabelled_fingerprint,
+          'samples': {k: list(v) for k, v in experiment.samples.items()},
           'pending': history.pending_lists(),
         },
       )
@@ -220,12 +222,13 @@ def _validation(
 
 
 def _restore(
-  state: step_lib.TrainState,
+  experiment: experiment_lib.Experiment,
   checkpoints: checkpoint.Checkpoints,
   path: types.Path,
   task: task_lib.Task,
 ) -> tuple[step_lib.TrainState, dict[str, Any]]:
   """The state to start from, and the record that was saved with it."""
+  state = experiment.state
   restored = checkpoints.restore(_items(state))
   if not restored:
     return state, {'step': 0, 'seconds': 0.0, 'pending': {}}
@@ -237,12 +240,25 @@ def _restore(
       f'{path} was trained with other unlabelled examples; choose another '
       '--workdir, or config.data.unlabelled as it was.'
     )
+  for name, sample in record.get('samples', {}).items():
+    now = experiment.samples.get(name, ())
+    # Another device or version of JAX may change the last digits.
+    if len(now) != len(sample) or not np.allclose(now, sample, 1e-2, 1e-3):
+      raise errors.DataError(
+        f'{path} has learnt from a teacher that answered otherwise: '
+        f'{_few(sample)} to the first examples, and now {_few(now)}. Choose another '
+        '--workdir, or the teacher as it was.'
+      )
   pending = {
     name: np.asarray(values, np.float32)
     for name, values in record['pending'].items()
   }
   state = items['state']._replace(best=items['best'])
   return state, record | {'pending': pending}
+
+
+def _few(values: Sequence[float]) -> str:
+  return ', '.join(f'{value:.4g}' for value in values[:3])
 
 
 def _items(state: step_lib.TrainState) -> dict[str, types.PyTree]:

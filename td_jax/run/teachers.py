@@ -1,6 +1,8 @@
 """Frozen teachers: from runs of ours, or published weights with a fitted head."""
 
 from collections.abc import Mapping
+from collections.abc import Sequence
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -23,6 +25,7 @@ from td_jax.data import answers
 from td_jax.data import feed as feed_lib
 from td_jax.data import task as task_lib
 from td_jax.models import frozen
+from td_jax.models import layers
 from td_jax.models import pretrained
 from td_jax.models import probe
 from td_jax.run import saved
@@ -30,6 +33,8 @@ from td_jax.storage import array_cache
 from td_jax.storage import files
 from td_jax.storage import paths
 from td_jax.training import evaluate
+
+_SAMPLE, _SAMPLE_VALUES = 4, 64  # Examples, and numbers of their answers.
 
 
 class Teacher(NamedTuple):
@@ -40,6 +45,8 @@ class Teacher(NamedTuple):
   folder: str  # As results.json names it: absolute, or relative to the run.
   # Arrays that are derived from it once, for all runs that share the cache.
   cache: array_cache.Cache = array_cache.NO_CACHE
+  # Some of its answers, if only they tell that it is the same as before.
+  sample: Sequence[float] = ()
 
 
 def load(
@@ -122,7 +129,7 @@ def _own(
     else:
       model, variables = built(build) if build else _answers(states)
     classes = task.model_args.get('classes', 0)
-    stored = None if head == 'probe' else classes
+    stored = classes if head == 'stored' else None
     frozen.check(model, variables, x, classes=stored)
     needs = methods.needs(config, task_loss=task.task_loss)
     looks = {methods.Need.TEACHER_STATES, methods.Need.TEACHER_LAYERS}
@@ -132,9 +139,14 @@ def _own(
         "states; give it low and high states, or choose method 'ld'"
       )
   except errors.ConfigError as e:
-    field = 'build' if build else 'states'
-    raise errors.ConfigError(f'config.teacher.{field} is {name!r}: {e}.') from e
-  facts = [build, head, _source(build)]
+    field = f'config.teacher.{"build" if build else "states"} is {name!r}'
+    if task.teacher is not None:
+      field = 'the teacher does not fit'
+    raise errors.ConfigError(f'{field}: {e}.') from e
+  sample = _sample(model, variables, task)
+  # Other code may give other answers with the same arrays.
+  rounded = [f'{value:.3g}' for value in sample]
+  facts = [build, head, _source(build), rounded]
   cache, shared = _caches(config, task, variables, facts, path=path, log=log)
   if head == 'probe':
     fitted = dict(
@@ -144,13 +156,37 @@ def _own(
       )
     )
     variables = {'params': variables['params'] | {'head': fitted}}
-  return Teacher(model, variables, name, shared)
+  if head == 'none':
+    width = jax.eval_shape(
+      lambda x: layers.apply(model, variables, x)[-1], x
+    ).shape[-1]
+    zeros = {
+      'kernel': np.zeros((width, task.model_args['classes']), np.float32),
+      'bias': np.zeros(task.model_args['classes'], np.float32),
+    }
+    variables = {'params': variables['params'] | {'head': zeros}}
+  return Teacher(model, variables, name, shared, sample)
+
+
+def _sample(
+  model: nn.Module, variables: types.PyTree, task: task_lib.Task
+) -> list[float]:
+  """What an own teacher answers to the first examples, to know it again."""
+  feed = feed_lib.feed(task.train, task.make_batch)
+  assert feed.size  # Own teachers see examples in memory, or streamed ones.
+  batch = jax.jit(feed.make_batch)(
+    feed.columns, np.arange(min(_SAMPLE, feed.size)), None
+  )
+  *_, output = jax.jit(functools.partial(layers.apply, model))(
+    variables, batch.input_of(types.TEACHER)
+  )
+  return np.asarray(output, np.float64).ravel()[:_SAMPLE_VALUES].tolist()
 
 
 def _answers(states: str) -> tuple[frozen.Lookup, dict[str, Any]]:
   """The network and the variables of answers that were computed elsewhere."""
   arrays = answers.read(states)
-  return frozen.Lookup('low' in arrays), {'params': {'network': arrays}}
+  return frozen.Lookup('low' in arrays), frozen.variables(arrays)
 
 
 def built(build: str) -> tuple[frozen.Functions, dict[str, Any]]:
@@ -165,10 +201,13 @@ def built(build: str) -> tuple[frozen.Functions, dict[str, Any]]:
   module, _, name = build.rpartition(':')
   try:
     made = getattr(_module(module), name)()
-  except Exception as e:  # The user's code may raise anything.
+  except (Exception, SystemExit) as e:  # The user's code may raise anything.
     *_, last = traceback.extract_tb(e.__traceback__)
+    what = errors.one_line(e)
+    if isinstance(e, SystemExit):
+      what = f'it ends the process, by sys.exit({e.code!r})'
     raise errors.ConfigError(
-      f'{errors.one_line(e)} ({last.filename}, line {last.lineno})'
+      f'{what} ({last.filename}, line {last.lineno})'
     ) from e
   return frozen.network(made)
 

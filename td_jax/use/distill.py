@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import contextlib
+import operator
 import os
 import tempfile
 from typing import Any
@@ -31,6 +32,12 @@ from td_jax.use import student as student_lib
 _HELD_OUT = 10  # Every tenth example, if no validation is given.
 _VALIDATIONS = 20  # Of a run.
 _DISPATCH = 10  # Steps at a time, if there are enough.
+# Keys of the config that mean something here; a dot at the end: all below.
+_SETTINGS = (
+  'allow_changed_config', 'data.unlabelled.share', 'distill.', 'eval_batch',
+  'eval_every', 'k', 'log_every', 'optim.', 'parallel.', 'seed', 'stages',
+  'steps_per_dispatch', 'wandb',
+)  # fmt: skip
 
 
 class Distilled:
@@ -44,9 +51,15 @@ class Distilled:
   """
 
   def __init__(
-    self, module: nn.Module, variables: Any, results: Mapping[str, Any]
+    self,
+    module: nn.Module,
+    variables: Any,
+    results: Mapping[str, Any],
+    example: types.PyTree,
   ):
+    """Is made by `distill`; `example` is an input, leaves [1, ...]."""
     self.module, self.variables, self.results = module, variables, results
+    self._example = example
     network = given.Given(module)
     self._apply = jax.jit(
       lambda variables, x: layers.apply(
@@ -55,26 +68,31 @@ class Distilled:
     )
 
   def predict(self, x: types.PyTree, *, batch: int = 256) -> np.ndarray:
-    """The student's outputs for inputs [n, ...]: logits [n, classes], or [n]."""
-    count = len(jax.tree.leaves(x)[0])
-    parts = [
-      np.asarray(
-        self._apply(
-          self.variables,
-          jax.tree.map(
-            lambda leaf, start=start: jnp.asarray(leaf[start : start + batch]),
-            x,
-          ),
-        )
-      )
-      for start in range(0, count, batch)
-    ]
+    """The student's outputs for inputs [n, ...]: logits [n, classes], or [n].
+
+    Raises:
+      errors.ConfigError: They differ in shape or dtype from those of training.
+    """
+    x = arrays.inputs('these', x)
+    arrays.check_shapes('these', x, self._example)
+    # Without any examples one is computed, for the shape.
+    starts = range(0, arrays.count(x), batch)
+    parts = (
+      [
+        self._outputs(jax.tree.map(lambda leaf: leaf[start : start + batch], x))  # noqa: B023
+        for start in starts
+      ]
+      or [self._outputs(self._example)[:0]]
+    )
     return np.concatenate(parts)
+
+  def _outputs(self, x: types.PyTree) -> np.ndarray:
+    return np.asarray(self._apply(self.variables, jax.tree.map(jnp.asarray, x)))
 
 
 def distill(
   teacher: Any,
-  student: nn.Module,
+  student: Any,
   x: types.PyTree,
   y: Any,
   *,
@@ -89,7 +107,7 @@ def distill(
   seeds: int = 1,
   weights: Mapping[str, Any] | None = None,
   workdir: str | os.PathLike[str] = '',
-  log: types.Log = command.say,
+  log: types.Log | None = command.say,
   **settings: Any,
 ) -> Distilled:
   """Trains `student` to do a task, with the help of a frozen `teacher`.
@@ -121,30 +139,37 @@ def distill(
     weights: Weights of the method's terms, such as {'logit': 5.0}.
     workdir: A folder for the run, where the same call resumes; by default nothing is
       kept.
-    log: Receives lines of progress.
+    log: Receives lines of progress; None for silence.
     **settings: Further keys of the config, with dots as in
-      **{'distill.temperature': 2.0}; k=2 are the rounds of a conversation.
+      **{'distill.temperature': 2.0}; k=2 are the rounds of a conversation. Those of
+      data, networks and files have no meaning here.
 
   Raises:
     errors.ConfigError: An argument cannot work; the message says which.
   """
   errors.choose('method', method, methods.METHODS)
+  if not isinstance(student, nn.Module):
+    raise errors.ConfigError(
+      f'the student is {student!r}; it must be a Linen module, such as MyNet().'
+    )
+  x, y = arrays.examples('the training examples', (x, y))
   if validation is None:
     (x, y), validation = _held_out(x, y)
   parts = {'train': (x, y), 'validation': validation}
   if test is not None:
     parts['test'] = test
+  parts = {name: arrays.examples(name, part) for name, part in parts.items()}
   dataset = arrays.dataset(
     parts, unlabelled=unlabelled, student=student, teacher=teacher
   )
   config = _config(
     method,
     dataset,
-    steps=steps,
-    batch_size=batch_size,
-    learning_rate=learning_rate,
-    weight_decay=weight_decay,
-    seeds=seeds,
+    steps=_number('steps', steps, int),
+    batch_size=_number('batch_size', batch_size, int),
+    learning_rate=_number('learning_rate', learning_rate, float),
+    weight_decay=_number('weight_decay', weight_decay, float),
+    seeds=_number('seeds', seeds, int),
     weights=weights or {},
     settings=settings,
   )
@@ -163,18 +188,31 @@ def distill(
       path,
       # A caller's own handlers of signals stay.
       watch=preemption.Watch(signals=()),
-      log=log,
+      log=log or types.no_log,
       dataset=dataset,
     )
     networks = saved.load(path, arrays.task(config, dataset))
   best = results['seeds'].index(student_lib.best_seed(results))
   variables = jax.tree.map(lambda leaf: leaf[best], networks.variables)
-  return Distilled(student, {'params': variables['params']['module']}, results)
+  return Distilled(
+    student,
+    {'params': variables['params']['module']},
+    results,
+    jax.tree.map(lambda leaf: leaf[:1], dataset.parts['train'].x),
+  )
+
+
+def _number(name: str, value: Any, kind: type) -> Any:
+  """`value` as an int or float; raises a ConfigError if it is another."""
+  try:
+    return operator.index(value) if kind is int else float(value)
+  except (TypeError, ValueError) as e:
+    what = 'a whole number' if kind is int else 'a number'
+    raise errors.ConfigError(f'{name} is {value!r}; it must be {what}.') from e
 
 
 def _held_out(x: Any, y: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
   """((x, y) for training, (x, y) of every tenth example)."""
-  y = np.asarray(y)
   is_held = np.arange(len(y)) % _HELD_OUT == _HELD_OUT - 1
   if not is_held.any():
     raise errors.ConfigError(
@@ -183,13 +221,7 @@ def _held_out(x: Any, y: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
     )
 
   def part(mask: np.ndarray) -> tuple[Any, Any]:
-    # Inputs of another length are reported with all other faults of shapes.
-    return jax.tree.map(
-      lambda leaf: (
-        np.asarray(leaf)[np.flatnonzero(mask)] if len(leaf) == len(y) else leaf
-      ),
-      x,
-    ), y[mask]
+    return jax.tree.map(lambda leaf: leaf[mask], x), y[mask]
 
   return part(~is_held), part(is_held)
 
@@ -212,7 +244,10 @@ def _config(
   cfg.method, cfg.seeds = method, seeds
   cfg.update(
     common.learner(
-      ml_collections.ConfigDict({'name': 'given'}),
+      # Another module in the same folder is another run.
+      ml_collections.ConfigDict(
+        {'name': 'given', 'description': repr(dataset.student)}
+      ),
       steps=steps,
       batch_size=batch_size,
       optimizer_name='adamw',
@@ -240,9 +275,11 @@ def _config(
   if dataset.classes:
     cfg.distill.logit_distance = 'kl'
   cfg.test = 'test' in dataset.parts
-  flat = {f'distill.weights.{name}': value for name, value in weights.items()}
   known = cfg.to_dict()
-  for key, value in {**flat, **settings}.items():
+  for name, value in weights.items():
+    errors.choose('a key of weights', name, cfg.distill.weights)
+    _set(cfg, known, f'distill.weights.{name}', value)
+  for key, value in settings.items():
     _set(cfg, known, key, value)
   config_lib.validate(cfg)
   return cfg
@@ -250,11 +287,18 @@ def _config(
 
 def _set(cfg: Any, known: Mapping[str, Any], key: str, value: Any) -> None:
   """Sets a dotted key of the config, which must exist."""
+  allowed = [
+    name
+    for name in config_lib.flatten(known)
+    if any(
+      name == each or (each.endswith('.') and name.startswith(each))
+      for each in _SETTINGS
+    )
+  ]
+  errors.choose('a setting of td_jax.distill', key, allowed)
   *parents, last = key.split('.')
   for parent in parents:
-    errors.choose(f'the setting {key!r}: its part', parent, known)
-    cfg, known = cfg[parent], known[parent]
-  errors.choose('the setting', last, known)
+    cfg = cfg[parent]
   try:
     cfg[last] = value
   except (TypeError, ValueError) as e:
