@@ -185,6 +185,14 @@ def _write_answers(data, path, config):
   )
 
 
+def test_a_function_sees_streamed_images(vision_data, module, tmp_path):
+  changes = {'teacher.build': f'{_MODULE}:cnn', 'teacher.checkpoint': ''}
+  stream = {'data.memory': 'stream', 'data.augment': 'inception'}
+  config = _config(vision_data, 'ld', **changes, **stream)
+  assert _run(config, tmp_path)['teachers']['teacher']['test'] > 0
+  assert _run(config, tmp_path)['label'] == 'ld'  # The teacher is known again.
+
+
 def test_no_head_gives_zeros(vision_data, module, tmp_path):
   """Three classes of zeros are all alike."""
   changes = {'teacher.head': 'none', 'teacher.build': f'{_MODULE}:cnn'}
@@ -227,7 +235,7 @@ def _raise():
     ('output', 'td', "has an output alone, but method 'td' looks at hidden"),
     ('half', 'ld', 'only one of low and interpret'),
     ('number', 'ld', r'it is int; it must be a td_jax\.Frozen'),
-    ('other', 'ld', r'fails on inputs \[1, 16, 16, 3\] float32: '),
+    ('other', 'ld', r'fails on inputs \[b, 16, 16, 3\] float32: '),
     ('flat', 'ld', r'low state has shape \[b, 2, 2, 6\]'),
   ],
 )

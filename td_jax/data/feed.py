@@ -96,9 +96,9 @@ def feed(
   return _streamed(split, make_batch or _unchanged, unlabelled)
 
 
-def example(feed: Feed) -> types.Batch:
-  """A batch of one example, for shapes."""
-  rows = feed.train_rows(0, 1, 0, 1, slice(0, 1))
+def example(feed: Feed, count: int = 1) -> types.Batch:
+  """A batch of one example, for shapes; or of `count`, always the same ones."""
+  rows = feed.train_rows(0, count, 0, 1, slice(0, count))
   row = jax.tree.map(lambda leaf: leaf[0], rows)
   # Without jit every operation of a crop compiles on its own: 2 s on a CPU.
   return jax.jit(feed.make_batch)(feed.columns, row, jax.random.key(0))

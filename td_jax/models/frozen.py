@@ -232,5 +232,6 @@ def _methods(module: Any) -> tuple[Any, Any, Any]:
 
 def _shapes(x: types.PyTree) -> str:
   return ', '.join(
-    f'{list(leaf.shape)} {leaf.dtype}' for leaf in jax.tree.leaves(x)
+    f'[{", ".join(map(str, ("b", *leaf.shape[1:])))}] {leaf.dtype}'
+    for leaf in jax.tree.leaves(x)
   )

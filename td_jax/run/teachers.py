@@ -34,7 +34,7 @@ from td_jax.storage import files
 from td_jax.storage import paths
 from td_jax.training import evaluate
 
-_SAMPLE, _SAMPLE_VALUES = 4, 64  # Examples, and numbers of their answers.
+_SAMPLE, _SAMPLE_VALUES = 16, 64  # Examples, and numbers of their answers.
 
 
 class Teacher(NamedTuple):
@@ -120,9 +120,8 @@ def _own(
   build, states = config.teacher.build, config.teacher.states
   name = build or states
   head = config.teacher.get('head', 'stored')
-  x = feed_lib.example(feed_lib.feed(task.train, task.make_batch)).input_of(
-    types.TEACHER
-  )
+  feed = feed_lib.feed(task.train, task.make_batch)
+  x = feed_lib.example(feed, _SAMPLE).input_of(types.TEACHER)
   try:
     if task.teacher is not None:
       model, variables = frozen.network(task.teacher)
@@ -143,7 +142,7 @@ def _own(
     if task.teacher is not None:
       field = 'the teacher does not fit'
     raise errors.ConfigError(f'{field}: {e}.') from e
-  sample = _sample(model, variables, task)
+  sample = _sample(model, variables, x)
   # Other code may give other answers with the same arrays.
   rounded = [f'{value:.3g}' for value in sample]
   facts = [build, head, _source(build), rounded]
@@ -169,17 +168,10 @@ def _own(
 
 
 def _sample(
-  model: nn.Module, variables: types.PyTree, task: task_lib.Task
+  model: frozen.Network, variables: types.PyTree, x: types.PyTree
 ) -> list[float]:
-  """What an own teacher answers to the first examples, to know it again."""
-  feed = feed_lib.feed(task.train, task.make_batch)
-  assert feed.size  # Own teachers see examples in memory, or streamed ones.
-  batch = jax.jit(feed.make_batch)(
-    feed.columns, np.arange(min(_SAMPLE, feed.size)), None
-  )
-  *_, output = jax.jit(functools.partial(layers.apply, model))(
-    variables, batch.input_of(types.TEACHER)
-  )
+  """What an own teacher answers to `x` [b, ...], to know it again."""
+  *_, output = jax.jit(functools.partial(layers.apply, model))(variables, x)
   return np.asarray(output, np.float64).ravel()[:_SAMPLE_VALUES].tolist()
 
 
