@@ -83,7 +83,7 @@ def _hide(fixed, ids, rows):
 
 def _train(config, steps=4, rows=None):
   """(state, metrics) after `steps`, in two dispatches."""
-  run, fixed, state, ids, _ = pipeline.prepare(config)
+  run, fixed, state, ids, *_ = pipeline.prepare(config)
   if rows is not None:
     fixed = _hide(fixed, ids(0, steps), rows)
   half = steps // 2
@@ -118,7 +118,7 @@ def single(teacher):
 def test_many_devices_train_like_one(teacher, single, method, kind, devices):
   config = _config(method, kind, devices, **{'teacher.checkpoint': teacher})
   assert config.batch_size == 16
-  run, fixed, start, ids, _ = pipeline.prepare(config)
+  run, fixed, start, ids, *_ = pipeline.prepare(config)
   start = jax.device_get(start)
   for rows, (state, measured) in zip(
     (None, *MASKS), single(method), strict=True
@@ -217,7 +217,7 @@ def test_dispatches(monkeypatch, kind, devices):
       compiled.append(kwargs)
 
   monkeypatch.setattr(scan, 'train', counted)
-  run, fixed, state, ids, _ = pipeline.prepare(
+  run, fixed, state, ids, *_ = pipeline.prepare(
     _config('scratch', kind, devices)
   )
   jax.monitoring.register_event_duration_secs_listener(listen)

@@ -648,7 +648,7 @@ def test_fixed_positions_must_be_expected(npz):
     ({'num_hidden_layers': 3}, 'leaf encoder.layer.2.'),
     ({'num_hidden_layers': 10**9}, '1000000000 blocks cannot be stored'),
     ({'num_attention_heads': 3}, 'it must be a multiple of'),
-    ({'patch_size': 0}, 'patch is 0'),
+    ({'patch_size': 0}, 'patch_size is 0; it must be at least 1'),
     ({'image_size': 16}, 'position_embeddings is stored as [1, 10, 8] and'),
     ({'intermediate_size': 16}, 'is stored as [12'),
   ],

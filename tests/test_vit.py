@@ -149,8 +149,9 @@ def test_the_three_parts_compose_to_the_whole_at_every_split(cut, scan):
       }
     }
     _, parts = run(vit.stack(noisy) if scan else noisy, low, high)
+    # Other signs of the weights change far more than a last bit.
     same = [
-      np.array_equal(part, before)
+      np.allclose(part, before, rtol=1e-6, atol=1e-7)
       for part, before in zip(parts, (low, high, output), strict=True)
     ]
     assert same == (
