@@ -1,9 +1,9 @@
 """Talking-model distillation (arXiv 2310.03188) in JAX, Flax and optax.
 
-`distill` trains a student on arrays, `Frozen` makes a teacher of functions, and `load`
-returns the student of a finished run. `converse` is Algorithm 1. `methods`, `models`, `talk` and
-`losses` are modules. All of them are imported when they are first used, so that
-commands start quickly.
+`distill` trains a student on arrays, `Frozen` makes a teacher of functions, and
+`load` returns the student of a finished run. `converse` is Algorithm 1. `methods`,
+`models`, `talk` and `losses` are modules. All of them are imported when they are
+first used, so that commands start quickly.
 """
 
 import importlib

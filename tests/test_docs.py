@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 
+import doc_blocks
 from flax import linen as nn
 import jax
 import numpy as np
@@ -27,9 +28,7 @@ _FILES = (
 def _blocks(language):
   """(page, text) of each block of code in a language."""
   for file in _FILES:
-    for block in re.findall(
-      rf'```{language}\n(.*?)```', file.read_text(), re.DOTALL
-    ):
+    for block in doc_blocks.blocks(file, language):
       yield file.name, block
 
 

@@ -5,6 +5,7 @@ this machine with their own home folder, where a script replaces Python as well.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 
+import doc_blocks
 import pytest
 
 pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
@@ -407,7 +409,10 @@ def test_gcloud_knows_the_flags(tmp_path):
     )
     if command[0] == 'gcloud'
   }
-  for block in _blocks('docs/tpu.md') + _blocks('launch/gke.md'):
+  documents = ('docs/tpu.md', 'launch/gke.md')
+  for block in itertools.chain.from_iterable(
+    doc_blocks.blocks(_ROOT / file, 'sh') for file in documents
+  ):
     for line in block.replace('\\\n', ' ').splitlines():
       if line.startswith('gcloud '):
         commands.add(re.sub(r'\$\w+', 'x', line))
@@ -809,14 +814,10 @@ def test_skypilot_task():
     )
 
 
-def _blocks(file):
-  return re.findall(r'```sh\n(.*?)```', (_ROOT / file).read_text(), re.DOTALL)
-
-
 @pytest.mark.parametrize('file', ['docs/tpu.md', 'launch/gke.md'])
 def test_documents(file):
   """Commands parse, and links point to files that exist."""
-  for block in _blocks(file):
+  for block in doc_blocks.blocks(_ROOT / file, 'sh'):
     subprocess.run(['bash', '-n'], input=block, text=True, check=True)
   for link in re.findall(r'\]\(([^)#:]+)\)', (_ROOT / file).read_text()):
     assert (_ROOT / file).parent.joinpath(link).exists(), link
@@ -824,7 +825,7 @@ def test_documents(file):
 
 def test_commands_of_the_document_are_accepted():
   script, count = [], 0
-  for block in _blocks('docs/tpu.md'):
+  for block in doc_blocks.blocks(_ROOT / 'docs/tpu.md', 'sh'):
     for line in block.splitlines():
       if line.startswith('launch/tpu.sh'):
         count += 1

@@ -37,13 +37,6 @@ GOLDEN = SHARED / 'golden'
 needs_golden = pytest.mark.skipif(
   not GOLDEN.is_dir(), reason=f'{GOLDEN} is absent; set TD_JAX_SHARED'
 )
-_RUNNING = {
-  'split': (1, 2),
-  'dropout': 0.0,
-  'dtype': 'float32',
-  'remat': False,
-  'scan': False,
-}
 _CASES = [
   'vitjax_a_base',
   'vitjax_a_geluprobe',
@@ -94,7 +87,7 @@ def _load(name, size=32, **arguments):
 
 def _states(teacher, x):
   """Every state that `teacher` computes, by its name in the files."""
-  model = vit.ViT(**teacher.settings, **_RUNNING)
+  model = vit.ViT(**teacher.settings, **pretrained.RUNNING)
   run = functools.partial(model.apply, train=False, method='intermediates')
   named: Any = jax.jit(run)(teacher.variables, x)
   named['last_hidden_state'] = named['encoder_norm']

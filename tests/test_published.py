@@ -25,13 +25,6 @@ _CASES = sorted(
   for path in _FOLDER.iterdir()
   if path.name.startswith(('hf', 'timm'))
 )
-_RUNNING = {
-  'split': (1, 2),
-  'dropout': 0.0,
-  'dtype': 'float32',
-  'remat': False,
-  'scan': False,
-}
 # What a wrong guess would change. The values are those of make.py.
 _SETTINGS = {
   'hf_deit_distilled': {'registers': 1, 'classes': 0},
@@ -54,7 +47,7 @@ def _images():
 
 def _answer(path, x, scan=False):
   teacher = pretrained.load(str(path), image_size=x.shape[1])
-  model = vit.ViT(**teacher.settings, **_RUNNING | {'scan': scan})
+  model = vit.ViT(**teacher.settings, **pretrained.RUNNING | {'scan': scan})
   variables = vit.stack(teacher.variables) if scan else teacher.variables
   *_, output = _apply(model, variables, x)
   return output
@@ -91,7 +84,7 @@ def test_blocks_may_be_scanned_and_students_take_them_over():
     scanned = _answer(_FOLDER / name, x, scan=True)
     np.testing.assert_allclose(scanned, expected, rtol=1e-5, atol=1e-6)
     teacher = pretrained.load(str(_FOLDER / name), image_size=12)
-    model = vit.ViT(**teacher.settings, **_RUNNING)
+    model = vit.ViT(**teacher.settings, **pretrained.RUNNING)
     init = jax.jit(functools.partial(model.init, train=False))
     student = students.initialise(
       'first_n',
@@ -107,7 +100,7 @@ def test_blocks_may_be_scanned_and_students_take_them_over():
 def test_interpreting_continues_where_low_ends():
   """Rotations depend on the number of tokens alone, not on the image."""
   teacher = pretrained.load(str(_FOLDER / 'hf_dinov3'), image_size=20)
-  model = vit.ViT(**teacher.settings, **_RUNNING)
+  model = vit.ViT(**teacher.settings, **pretrained.RUNNING)
   x = _images()['other']
   low, high, _ = _apply(model, teacher.variables, x)
   again = _apply(model, teacher.variables, low, method='interpret')

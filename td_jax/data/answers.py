@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
 import os
-import pathlib
 from typing import Any
 import unicodedata
 import zipfile
@@ -131,7 +130,7 @@ def _load(path: str, names: Sequence[str]) -> dict[str, np.ndarray]:
 def _opened(path: str) -> Iterator[Any]:
   """The opened .npz; raises a DataError if it cannot be read."""
   try:
-    file: Any = np.load(pathlib.Path(path).expanduser(), allow_pickle=False)
+    file: Any = np.load(path, allow_pickle=False)
     if not isinstance(file, np.lib.npyio.NpzFile):
       raise ValueError('it is one array')
     with file:

@@ -229,12 +229,7 @@ def _baselines(parts: Mapping[str, types.Batch], kind: str) -> baselines.Scores:
   y = parts['train'].y
   scored = {name: part.y for name, part in parts.items() if name != 'train'}
   if kind == CLASSIFICATION:
-    most = np.bincount(y).argmax()
-    return {
-      'most frequent class': {
-        name: float(np.mean(y == most)) for name, y in scored.items()
-      }
-    }
+    return baselines.most_frequent(y, scored)
   mean = y.mean(dtype=np.float64)
   return {
     'mean': {

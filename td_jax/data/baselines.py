@@ -1,5 +1,7 @@
 """Scores of models without a network, to compare with."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from td_jax.data import table as table_lib
@@ -17,11 +19,25 @@ def of_classes(
   table: table_lib.Table, train: np.ndarray, splits: dict[str, np.ndarray]
 ) -> Scores:
   """The accuracy of the most frequent class of the rows `train`."""
-  most = np.bincount(table.target[train]).argmax()
+  return most_frequent(
+    table.target[train],
+    {split: table.target[rows] for split, rows in splits.items()},
+  )
+
+
+def most_frequent(
+  train: np.ndarray, splits: Mapping[str, np.ndarray]
+) -> Scores:
+  """The accuracy of the most frequent class among the labels `train`.
+
+  Args:
+    train: Classes [n].
+    splits: {split: its classes}.
+  """
+  most = np.bincount(train).argmax()
   return {
     'most frequent class': {
-      split: float(np.mean(table.target[rows] == most))
-      for split, rows in splits.items()
+      split: float(np.mean(labels == most)) for split, labels in splits.items()
     }
   }
 

@@ -14,6 +14,7 @@ import numpy as np
 from td_jax import errors
 from td_jax import types
 from td_jax.data import answers
+from td_jax.data import baselines
 from td_jax.data import feed
 from td_jax.data import image_folder
 from td_jax.data import images
@@ -410,11 +411,7 @@ def _baselines(
   parts: Mapping[str, Any],
 ) -> dict[str, dict[str, float]]:
   """Accuracy of always predicting the class with most training examples."""
-  most = np.bincount(parts['train'].y).argmax()
-  return {
-    'most frequent class': {
-      name: float(np.mean(parts[name].y == most))
-      for name in ('validation', 'test')
-      if name in parts
-    }
+  judged = {
+    name: parts[name].y for name in ('validation', 'test') if name in parts
   }
+  return baselines.most_frequent(parts['train'].y, judged)

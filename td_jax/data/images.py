@@ -44,9 +44,8 @@ class Columns(NamedTuple):
   labels: np.ndarray  # int32 [n]
   class_names: tuple[str, ...]
   fingerprint: str  # SHA-256 of everything above.
-  ids: np.ndarray | None = (
-    None  # [n], the numbers of the records in their split.
-  )
+  # [n], the numbers of the records in their split; None stands for all.
+  ids: np.ndarray | None = None
 
 
 def load_columns(
@@ -97,7 +96,7 @@ def load_columns(
     )
     if cache:
       arrays = {**whole._asdict(), 'stamp': stamp}
-      del arrays['ids']  # All of them.
+      del arrays['ids']  # A whole split has all.
       array_cache.save(cache, arrays, log=log)
   _, start, stop = splits.cut(spec, {split: len(whole.labels)}, name=name)
   ids = np.arange(start, stop)

@@ -79,7 +79,7 @@ class Functions(Network):
   def __call__(self, x: types.PyTree, *, train: bool) -> tuple[Any, Any, Any]:
     if self.has_states:
       return super().__call__(x, train=train)
-    nothing = _no_states(jax.tree.leaves(x)[0].shape[0])
+    nothing = split.no_states(x)
     return nothing, nothing, self.output(x, train=train)
 
 
@@ -103,15 +103,10 @@ class Lookup(Network):
     def taken(name: str) -> types.Array:
       return jnp.asarray(self._own[name]).at[x].get(mode='promise_in_bounds')
 
-    low = high = _no_states(len(x))
+    low = high = split.no_states(x)
     if self.has_states:
       low, high = taken('low'), taken('high')
     return low, high, self._with_head(taken('output'))
-
-
-def _no_states(batch: int) -> types.Array:
-  """In place of states that no method looks at."""
-  return jnp.zeros((batch, 0))
 
 
 def network(made: Any) -> tuple[Functions, dict[str, Any]]:

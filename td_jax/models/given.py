@@ -5,8 +5,6 @@ import inspect
 from typing import Any
 
 from flax import linen as nn
-import jax
-from jax import numpy as jnp
 
 from td_jax import errors
 from td_jax import types
@@ -45,7 +43,7 @@ class Given(split.Network):
   ) -> tuple[types.Array, types.Array, types.Array]:
     if self.has_states:
       return super().__call__(x, train=train)
-    nothing = jnp.zeros((jax.tree.leaves(x)[0].shape[0], 0))
+    nothing = split.no_states(x)
     return nothing, nothing, self._call(self.module, x, train)
 
   def _call(self, method: Any, value: Any, train: bool) -> Any:

@@ -48,17 +48,14 @@ VIT_NAMES = (
   ('/mlp/in/', '/intermediate/dense/'),
   ('/mlp/out/', '/output/dense/'),
 )
+_DINOV2_LAYERS = (*_LAYERS, *_NORMS, *_SCALES)
 DINOV2_NAMES = (
-  *_LAYERS,
-  *_NORMS,
-  *_SCALES,
+  *_DINOV2_LAYERS,
   ('/mlp/in/', '/mlp/fc1/'),
   ('/mlp/out/', '/mlp/fc2/'),
 )
 SWIGLU_NAMES = (
-  *_LAYERS,
-  *_NORMS,
-  *_SCALES,
+  *_DINOV2_LAYERS,
   ('/mlp/gate/', '/mlp/weights_gate/'),
   ('/mlp/in/', '/mlp/weights_in/'),
   ('/mlp/out/', '/mlp/weights_out/'),
@@ -100,8 +97,6 @@ TOWER_NAMES = (
   ('/mlp/in/', '/mlp/fc1/'),
   ('/mlp/out/', '/mlp/fc2/'),
 )
-
-
 DISTILLATION = 'embeddings.distillation_token'  # DeiT's second class token.
 
 
@@ -124,7 +119,6 @@ class Kind(NamedTuple):
   inner: str = ''  # The field of config.json that describes the network.
 
 
-_DINOV2_DEFAULTS = {'layer_norm_eps': 1e-6, 'mlp_ratio': 4, 'qkv_bias': True}
 _QKV = {'qkv_bias': r'\.(query|key|value)\.weight$'}
 _VIT = Kind(
   names=VIT_NAMES,
@@ -137,7 +131,7 @@ _VIT = Kind(
 _DINOV2 = Kind(
   names=DINOV2_NAMES,
   scale=_IMAGENET,
-  defaults=_DINOV2_DEFAULTS,
+  defaults={'layer_norm_eps': 1e-6, 'mlp_ratio': 4, 'qkv_bias': True},
   required={'num_channels': 3},
   biases=_QKV,
   prefix='dinov2.',

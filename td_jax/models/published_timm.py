@@ -58,7 +58,6 @@ _NAMES = (
   ('/attention_scale$', '/ls1/gamma'),
   ('/mlp_scale$', '/ls2/gamma'),
   ('/mlp/in/', '/mlp/fc1/'),
-  ('/mlp/gate/', '/mlp/gate/'),
   ('/mlp/out/', '/mlp/fc2/'),
   ('/(kernel|scale)$', '/weight'),
   ('/', '.'),

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from flax import linen as nn
+import jax
+from jax import numpy as jnp
 
 from td_jax import errors
 from td_jax import types
@@ -46,6 +48,11 @@ class Network(nn.Module):
     low = self.low(x, train=train)
     high = self.interpret(low, train=train)
     return low, high, self.output(high, train=train)
+
+
+def no_states(x: types.PyTree) -> types.Hidden:
+  """States [b, 0] of a network that has an output alone, for inputs [b, ...]."""
+  return jnp.zeros((jax.tree.leaves(x)[0].shape[0], 0))
 
 
 class Side(NamedTuple):

@@ -1,5 +1,6 @@
 """Fills in what a config leaves to its data and to its teacher's weights."""
 
+import os
 from typing import Any
 
 from td_jax import data
@@ -48,10 +49,11 @@ def complete(config: types.Config, *, log: types.Log) -> types.Config:
 def _make_absolute(teacher: types.Config) -> None:
   """Names the files of an own teacher independently of the current directory."""
   if teacher.states:
-    teacher.states = paths.absolute(teacher.states)
+    teacher.states = paths.absolute(os.path.expanduser(teacher.states))
   module, _, function = teacher.build.rpartition(':')
   if module.endswith('.py'):
-    teacher.build = f'{paths.absolute(module)}:{function}'
+    file = paths.absolute(os.path.expanduser(module))
+    teacher.build = f'{file}:{function}'
 
 
 def _take_over(config: types.Config) -> None:

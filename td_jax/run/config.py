@@ -176,10 +176,7 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
   _fill(config.get('distill'), common.distill().to_dict())
   few_labels = common.few_labels(str(config.get('domain')))
   _fill(config.get('data'), few_labels.to_dict())
-  if config.get('method') != types.TEACHER or 'checkpoint' in config.get(
-    'teacher', {}
-  ):
-    _fill(config.get('teacher'), common.own_teacher().to_dict())
+  _fill(config.get('teacher'), common.own_teacher().to_dict())
   if config.get('domain') == 'images':
     _fill(config.get('teacher'), {'as_stored': False})
   if config.get('domain') == 'movielens':

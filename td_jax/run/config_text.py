@@ -1,4 +1,4 @@
-"""--mode=config: every key of a config, its value, and the comment where it is declared."""
+"""--mode=config: every key of a config, its value and its comment."""
 
 from collections.abc import Iterator
 import pathlib
@@ -29,7 +29,7 @@ _BLOCKS = {
 # Blocks of `data` that are those of one domain.
 _OF_DOMAIN = {'images': 'images', 'table': 'table'}
 _FILES = ('common', 'table_common', 'movielens')
-_SHORTEST = 40  # Columns before a comment.
+_WIDTH = 40  # Of a setting before its comment, at least.
 
 
 def text(config: types.Config, *, log: types.Log) -> str:
@@ -49,7 +49,7 @@ def text(config: types.Config, *, log: types.Log) -> str:
   for key, value in config_lib.flatten(config.to_dict()).items():
     setting = f'{key}={value!r}'
     comment = known.get(key, '')
-    lines.append(f'{setting:<{_SHORTEST}}  # {comment}' if comment else setting)
+    lines.append(f'{setting:<{_WIDTH}}  # {comment}' if comment else setting)
   return '\n'.join(lines)
 
 

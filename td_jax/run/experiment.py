@@ -275,7 +275,11 @@ def _start(
     teacher.cache.get(
       f'student_head_{digest[:8]}',
       lambda: teachers_lib.fit_head(
-        config, task, config.model, first, name='the student', log=log
+        config,
+        task,
+        *teachers_lib.headless(config.model, first),
+        name='the student',
+        log=log,
       ),
     )
   )

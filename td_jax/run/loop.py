@@ -154,7 +154,8 @@ class _History:
     Two keep the devices busy; more would delay the answer to a signal.
     """
     self._on_devices.append(step_metrics)
-    jax.block_until_ready(self._on_devices[:-2][-1:])
+    if len(self._on_devices) > 2:
+      jax.block_until_ready(self._on_devices[-3])
 
   def fetch(self, stop: int) -> None:
     """Waits for all dispatches up to step `stop` and checks their metrics.

@@ -1,5 +1,6 @@
 """Frozen teachers: from runs of ours, or published weights with a fitted head."""
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import functools
@@ -92,20 +93,16 @@ def load(
   model = models.build(settings, task.model_args)
   facts = [settings.to_dict(), config.teacher.head]
   cache, shared = _caches(config, task, variables, facts, path=path, log=log)
-  if config.teacher.head == 'none':
+  variables = _with_head(
+    config.teacher.head,
+    variables,
+    cache,
     # Zeros rather than no head, so that the parameter tree keeps its shape.
-    head = jax.tree.map(np.zeros_like, variables['params']['head'])
-    variables = {'params': variables['params'] | {'head': head}}
-  if config.teacher.head == 'probe':
-    head = dict(
-      cache.get(
-        'head',
-        lambda: fit_head(
-          config, task, settings, variables, name=folder, log=log
-        ),
-      )
-    )
-    variables = {'params': variables['params'] | {'head': head}}
+    zeros=lambda: jax.tree.map(np.zeros_like, variables['params']['head']),
+    fit=lambda: fit_head(
+      config, task, *headless(settings, variables), name=folder, log=log
+    ),
+  )
   return Teacher(model, variables, folder, shared)
 
 
@@ -120,6 +117,7 @@ def _own(
   build, states = config.teacher.build, config.teacher.states
   name = build or states
   head = config.teacher.get('head', 'stored')
+  classes = task.model_args.get('classes', 0)
   feed = feed_lib.feed(task.train, task.make_batch)
   x = feed_lib.example(feed, _SAMPLE).input_of(types.TEACHER)
   try:
@@ -127,7 +125,6 @@ def _own(
       model, variables = frozen.network(task.teacher)
     else:
       model, variables = built(build) if build else _answers(states)
-    classes = task.model_args.get('classes', 0)
     stored = classes if head == 'stored' else None
     frozen.check(model, variables, x, classes=stored)
     needs = methods.needs(config, task_loss=task.task_loss)
@@ -147,24 +144,46 @@ def _own(
   rounded = [f'{value:.3g}' for value in sample]
   facts = [build, head, _source(build), rounded]
   cache, shared = _caches(config, task, variables, facts, path=path, log=log)
-  if head == 'probe':
-    fitted = dict(
-      cache.get(
-        'head',
-        lambda: _fit_head(config, task, model, variables, name=name, log=log),
-      )
-    )
-    variables = {'params': variables['params'] | {'head': fitted}}
-  if head == 'none':
-    width = jax.eval_shape(
-      lambda x: layers.apply(model, variables, x)[-1], x
-    ).shape[-1]
-    zeros = {
-      'kernel': np.zeros((width, task.model_args['classes']), np.float32),
-      'bias': np.zeros(task.model_args['classes'], np.float32),
+
+  def zeros() -> dict[str, np.ndarray]:
+    run = functools.partial(layers.apply, model)
+    width = jax.eval_shape(run, variables, x)[-1].shape[-1]
+    return {
+      'kernel': np.zeros((width, classes), np.float32),
+      'bias': np.zeros(classes, np.float32),
     }
-    variables = {'params': variables['params'] | {'head': zeros}}
+
+  variables = _with_head(
+    head,
+    variables,
+    cache,
+    zeros=zeros,
+    fit=lambda: fit_head(
+      config,
+      task,
+      model,
+      variables,
+      name=name,
+      log=log,
+      teacher=types.TEACHER,
+    ),
+  )
   return Teacher(model, variables, name, shared, sample)
+
+
+def _with_head(
+  head: str,
+  variables: types.PyTree,
+  cache: array_cache.Cache,
+  *,
+  zeros: Callable[[], Mapping[str, Any]],
+  fit: Callable[[], Mapping[str, Any]],
+) -> types.PyTree:
+  """The variables with the head that `config.teacher.head` asks for."""
+  if head == 'stored':
+    return variables
+  tree = zeros() if head == 'none' else dict(cache.get('head', fit))
+  return {'params': variables['params'] | {'head': tree}}
 
 
 def _sample(
@@ -290,36 +309,20 @@ def _cache_digest(
   return files.sha256(json.dumps(facts), *jax.tree.leaves(variables))
 
 
-def fit_head(
-  config: types.Config,
-  task: task_lib.Task,
-  settings: types.Config,
-  variables: types.PyTree,
-  *,
-  name: str,
-  log: types.Log,
-) -> Mapping[str, np.ndarray]:
-  """{'kernel', 'bias'} of a head fitted to a network's features.
+def headless(
+  settings: types.Config, variables: types.PyTree
+) -> tuple[nn.Module, types.PyTree]:
+  """A network (a `model` block) and its variables, without the head.
 
-  Args:
-    config: Its `eval_batch` is read.
-    task: Its training split has the labels that are kept.
-    settings: The network, a `model` block.
-    variables: Its variables; the head among them is not read.
-    name: How progress lines call the network.
-    log: Receives progress lines.
+  With no classes its output is what would enter the head.
   """
-  # With no classes the network's output is what would enter its head.
-  model = models.build(settings, {'classes': 0})
-  headless = {
-    'params': {
-      key: tree for key, tree in variables['params'].items() if key != 'head'
-    }
+  params = {
+    key: tree for key, tree in variables['params'].items() if key != 'head'
   }
-  return _fit_head(config, task, model, headless, name=name, log=log)
+  return models.build(settings, {'classes': 0}), {'params': params}
 
 
-def _fit_head(
+def fit_head(
   config: types.Config,
   task: task_lib.Task,
   model: nn.Module,
@@ -327,8 +330,19 @@ def _fit_head(
   *,
   name: str,
   log: types.Log,
+  teacher: str = '',
 ) -> Mapping[str, np.ndarray]:
-  """As `fit_head`, for a network whose output are the features."""
+  """{'kernel', 'bias'} of a head fitted to a network's features.
+
+  Args:
+    config: Its `eval_batch` is read.
+    task: Its training split has the labels that are kept.
+    model: A network whose output are the features, as `headless` returns it.
+    variables: Its variables.
+    name: How progress lines call the network.
+    log: Receives progress lines.
+    teacher: The network gets the input of the teacher with this name, if any.
+  """
 
   def features(split: task_lib.Split) -> tuple[np.ndarray, np.ndarray]:
     feed = feed_lib.feed(split, task.make_batch)
@@ -337,7 +351,7 @@ def _fit_head(
       model=model,
       variables=variables,
       batch=config.eval_batch,
-      teacher=types.TEACHER if isinstance(model, frozen.Network) else '',
+      teacher=teacher,
     )
 
   assert task.validation is not None  # Only MovieLens merges its validation.
