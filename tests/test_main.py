@@ -345,6 +345,44 @@ def test_a_full_disk_is_one_line(environment, disk, tmp_path):
   assert not (disk / 'run' / 'results.json').exists()
 
 
+# What orbax leaves behind when two files of a checkpoint cannot be written.
+_TWO_FAILURES = """
+import asyncio
+from td_jax import errors
+from td_jax.run import command
+
+async def fail():
+  raise OSError('no space')
+
+async def save():
+  other = asyncio.create_task(fail())
+  await asyncio.sleep(0)
+  await fail()
+
+def main():
+  try:
+    asyncio.run(save())
+  except OSError:
+    raise errors.IOFailedError('could not save') from None
+
+command.run(main)
+"""
+
+
+def test_only_the_first_of_two_failed_files_is_told(environment, tmp_path):
+  done = subprocess.run(
+    [sys.executable, '-c', _TWO_FAILURES],
+    cwd=tmp_path,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+  assert done.stderr == 'error: could not save\n'
+  assert done.returncode == 74
+
+
 def test_a_damaged_checkpoint_is_reported(done, environment, tmp_path):
   (path,) = (done[0] / 'runs').iterdir()
   copy = shutil.copytree(path, tmp_path / 'run')

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Sequence
 import difflib
+import logging as python_logging
 import pathlib
 import re
 import sys
@@ -29,8 +30,10 @@ def run(main: Callable[[], Any]) -> None:
   """Runs `main` as a process of its own: quiet libraries, one-line errors."""
   logging.set_verbosity(logging.WARNING)
   if not _debug():
-    # orbax logs the tracebacks of faults that we report in one line.
+    # orbax logs the tracebacks of faults that we report in one line, and asyncio
+    # those of the other files of a checkpoint whose first file failed.
     logging.get_absl_logger().disabled = True
+    python_logging.getLogger('asyncio').disabled = True
     sys.unraisablehook = lambda unraisable: None
   exit_on_error(main)
 
