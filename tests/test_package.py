@@ -10,6 +10,7 @@ import sys
 import time
 
 import conftest
+import PIL.Image
 import pytest
 
 import td_jax
@@ -244,8 +245,12 @@ def test_the_library_face_is_light():
 
 
 def test_tensorflow_is_not_needed(run, tmp_path):
-  """Everything can be imported without it, and ratings and tables be read."""
+  """Everything can be imported without it, and ratings, tables and folders of
+  images be read, streamed ones too."""
   (tmp_path / 'rows.csv').write_text('a,b\n' + '1,x\n2,y\n3,x\n' * 20)
+  for name in ('cat/1.png', 'dog/2.png'):
+    (tmp_path / 'photos' / name).parent.mkdir(parents=True)
+    PIL.Image.new('RGB', (6, 4), 'red').save(tmp_path / 'photos' / name)
   script = """
 import importlib, pkgutil, sys
 for name in ('tensorflow', 'tensorflow_datasets', 'array_record'):
@@ -262,6 +267,14 @@ for config in (
 ):
   config = completion.complete(config, log=print)
   print(len(data.load(config, log=print).test.y))
+from td_jax.data import host_pipeline, records
+photos = records.load('image_folder', 'photos').records('train')
+for run in (
+  host_pipeline.training(photos, seed=0, batch_size=2, size=4),
+  host_pipeline.evaluation(photos, batch_size=2, size=4),
+):
+  assert run.batch(0)['image'].tolist() == [[[[255, 0, 0]] * 4] * 4] * 2
+  run.close()
 try:
   importlib.import_module("td_jax.data.tfds").module()
 except errors.DataError as e:

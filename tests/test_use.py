@@ -21,6 +21,7 @@ from td_jax import models
 from td_jax import types
 from td_jax.data import movielens
 from td_jax.data import preprocess
+from td_jax.data import tensorflow_decoding
 from td_jax.models import pretrained
 from td_jax.models import published_export
 from td_jax.models import vit
@@ -282,10 +283,9 @@ def test_the_command_is_found(monkeypatch, capsys):
 @pytest.mark.parametrize('smaller_side', [0, 9])
 @pytest.mark.parametrize('shape', [(24, 32), (9, 40), (7, 5)])
 def test_whole_images_are_those_of_an_evaluation(shape, smaller_side):
-  decoding = pytest.importorskip('td_jax.data.decoding')
   tf = pytest.importorskip('tensorflow')
   image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
-  expected = decoding.whole_image(
+  expected = tensorflow_decoding._whole_image(
     tf.io.encode_png(image), size=8, smaller_side=smaller_side
   )
   found = preprocess.whole_image(image, size=8, smaller_side=smaller_side)

@@ -26,7 +26,7 @@ class CorruptError(Exception):
 class Example(NamedTuple):
   """One labelled image."""
 
-  image: bytes  # The contents of a JPEG or PNG file.
+  image: bytes  # The contents of a file.
   label: int  # Negative if there is none.
 
 
@@ -37,6 +37,9 @@ class Reader(Protocol):
   # Number of records in each file, if files are read from front to back; a
   # single number if every record can be read on its own.
   shards: tuple[int, ...]
+  # Whether files are of every kind that `image_files` reads; else they are JPEG
+  # and PNG, to be read as TensorFlow does.
+  any_kind: bool
 
   def read(self, ids: Sequence[int]) -> list[Example]:
     """Returns records by number; raises CorruptError if one is damaged."""
@@ -76,6 +79,7 @@ class Records:
     """
     self._labelled = labelled
     self.shards = _clip(reader.shards, start, stop)
+    self.any_kind = reader.any_kind
     self._title = f'{dataset} {spec!r}'
     self._reader, self._start, self._stop = reader, start, stop
 

@@ -1,86 +1,99 @@
-"""JPEG and PNG files to pixels, in TensorFlow, inside tf.data's threads.
+"""The interface to what turns image files into pixels, ahead of the training.
 
-Pixels are grey levels from 0 to 255. The results are float32; `host_pipeline`
-rounds them.
+There are two: `tensorflow_decoding` and `pillow_decoding`. They resize alike, but
+their JPEG decoders round differently, by a grey level or two.
 """
 
-from typing import Any
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+import importlib.util
+from typing import NamedTuple
+from typing import Protocol
+from typing import runtime_checkable
 
-from td_jax.data import preprocess
+import numpy as np
+
+AHEAD = 2  # Decoded batches that wait for the device.
 
 
-def random_crop(
-  image: Any, draws: Any, *, size: int, area: tuple[float, float]
-) -> Any:
-  """Decodes a random crop, flips it at random and resizes it.
+class View(NamedTuple):
+  """What to make of an image."""
 
-  The crops are those of `preprocess.crop_box`.
+  size: int  # Height and width in pixels.
+  # Random crops, flipped at random: the range of their share of the image. None
+  # takes the whole image.
+  area: tuple[float, float] | None = None
+  # Of whole images: 0 stretches them to a square, as vision_transformer does.
+  # Otherwise an image is resized by areas, with its aspect, until its smaller
+  # side is this, and cut to its middle, as big_vision does.
+  smaller_side: int = 0
+
+
+class Encoded(NamedTuple):
+  """A batch of image files."""
+
+  images: Sequence[bytes]
+  draws: np.ndarray  # float32 [b, preprocess.DRAWS], uniform in [0, 1).
+  labels: np.ndarray  # int32 [b]
+  mask: np.ndarray  # float32 [b]
+
+
+class Decoded(NamedTuple):
+  """A batch of images."""
+
+  images: np.ndarray  # uint8 [b, size, size, 3]
+  labels: np.ndarray  # int32 [b]
+  mask: np.ndarray  # float32 [b]
+
+
+Read = Callable[[int], Encoded]  # Reads the files of a step.
+
+
+@runtime_checkable
+class Decoder(Protocol):
+  """Makes a `View` of image files."""
+
+  def pixels(self, image: bytes, draws: np.ndarray) -> np.ndarray:
+    """uint8 [size, size, 3] of one file.
+
+    Args:
+      image: The contents of the file.
+      draws: float32 [preprocess.DRAWS]; the same ones give the same crop.
+
+    Raises:
+      dataset.CorruptError: The file is damaged.
+    """
+    ...
+
+  def batches(
+    self, read: Read, size: int, first: int, stop: int | None
+  ) -> Iterator[Decoded]:
+    """The batches of the steps from `first` to `stop` - 1, decoded ahead.
+
+    Closing the iterator, or losing it, ends the threads. It passes on the errors
+    of `read` and of the decoder.
+
+    Args:
+      read: Called in threads, for each step once.
+      size: Examples in a batch.
+      first: The first step.
+      stop: The step after the last one; None is endless.
+    """
+    ...
+
+
+def decoder(view: View, *, any_kind: bool) -> Decoder:
+  """The fastest decoder that is installed.
 
   Args:
-    image: The contents of a file, a string tensor.
-    draws: float32 [preprocess.DRAWS], uniform in [0, 1).
-    size: Height and width of the result.
-    area: Range of the crop's share of the image.
-
-  Returns:
-    float32 [size, size, 3].
+    view: What to make of a file.
+    any_kind: See `dataset.Reader`.
   """
-  import tensorflow as tf
+  if importlib.util.find_spec('tensorflow'):
+    from td_jax.data import tensorflow_decoding
 
-  pixels = _crop(image, draws, area=area)
-  # tf.reverse, because slicing by -1 takes 3 ms; before the resize, because
-  # the crop then still is uint8 and mostly smaller.
-  pixels = tf.cond(
-    draws[4] < preprocess.FLIP,
-    lambda: tf.reverse(pixels, [1]),
-    lambda: pixels,
-  )
-  return tf.image.resize(pixels, (size, size))  # casts to fp32
+    return tensorflow_decoding.Decoder(view, any_kind=any_kind)
+  from td_jax.data import pillow_decoding
 
-
-def whole_image(image: Any, *, size: int, smaller_side: int = 0) -> Any:
-  """Decodes a whole image, stretched to a square, or its middle.
-
-  Args:
-    image: The contents of a file, a string tensor.
-    size: Height and width of the result.
-    smaller_side: 0 stretches the whole image, as vision_transformer does. Else
-      the image is resized so that its smaller side is this, with its aspect and
-      by areas, and cut to its middle, as big_vision does.
-
-  Returns:
-    float32 [size, size, 3].
-  """
-  import tensorflow as tf
-
-  pixels = tf.io.decode_image(image, channels=3, expand_animations=False)
-  if not smaller_side:
-    return tf.image.resize(pixels, (size, size))
-  extent = tf.cast(tf.shape(pixels)[:2], tf.float32)
-  extent = tf.round(extent * smaller_side / tf.reduce_min(extent))
-  pixels = tf.image.resize(pixels, tf.cast(extent, tf.int32), 'area')
-  return tf.image.resize_with_crop_or_pad(pixels, size, size)
-
-
-def _crop(image: Any, draws: Any, *, area: tuple[float, float]) -> Any:
-  """Returns a random crop of a file: uint8 [rows, columns, 3]."""
-  import tensorflow as tf
-
-  def box(shape: Any) -> Any:
-    height, width = (tf.cast(shape[axis], tf.float32) for axis in (0, 1))
-    edges = preprocess.crop_box(
-      draws, height, width, area=area, aspect=preprocess.ASPECT, xp=tf
-    )
-    return tf.cast(tf.stack(edges), tf.int32)
-
-  def jpeg():
-    # The header has the shape, so that only the crop needs to be decoded.
-    window = box(tf.io.extract_jpeg_shape(image))
-    return tf.io.decode_and_crop_jpeg(image, window, channels=3)
-
-  def other():
-    pixels = tf.io.decode_image(image, channels=3, expand_animations=False)
-    top, left, rows, columns = tf.unstack(box(tf.shape(pixels)))
-    return pixels[top : top + rows, left : left + columns]
-
-  return tf.cond(tf.io.is_jpeg(image), jpeg, other)
+  return pillow_decoding.Decoder(view)

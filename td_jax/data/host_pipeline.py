@@ -5,12 +5,11 @@ at each position follow from the seed and the position. So a run resumes at any
 step without replaying the ones before, and hosts agree without communication.
 Within an epoch no record is skipped or repeated; a batch may span two epochs.
 
-tf.data decodes ahead of the requested step. Any step may be requested, but only
+`decoding` runs ahead of the requested step. Any step may be requested, but only
 the next one is fast: every other one restarts the decoding.
 """
 
 from collections.abc import Callable
-from collections.abc import Iterator
 from typing import Any
 from typing import NamedTuple
 import weakref
@@ -23,12 +22,10 @@ from td_jax.data import dataset
 from td_jax.data import decoding
 from td_jax.data import interleave
 from td_jax.data import preprocess
-from td_jax.data import tfds as tfds_lib
 
 # Shards that are read side by side. More of them mix better, but each host
 # holds all shards of its lanes in memory.
 _LANES = 16
-_AHEAD = 2  # Decoded batches that wait for the device.
 _CROPS = 17  # Separates the random numbers of crops from those of the order.
 
 
@@ -56,7 +53,7 @@ def training(
   seed: int,
   batch_size: int,
   size: int,
-  area: tuple[float, float] = preprocess.AREA,
+  area: tuple[float, float] | None = preprocess.AREA,
   **options: Any,
 ) -> 'Stream':
   """Returns an endless stream of random crops in random order.
@@ -66,7 +63,7 @@ def training(
     seed: Determines the order, the crops and the flips.
     batch_size: Global; a multiple of the number of hosts.
     size: Height and width of the images.
-    area: Range of a crop's share of its image.
+    area: Range of a crop's share of its image; None takes whole images.
     **options: host, skip_corrupt and log; see `Stream`.
 
   Raises:
@@ -90,15 +87,11 @@ def training(
       order.ids(places), np.ones(len(places), np.float32), draws[columns]
     )
 
-  def decode(image: Any, draws: Any) -> Any:
-    return decoding.random_crop(image, draws, size=size, area=area)
-
   return Stream(
     records,
     positions,
-    decode,
+    decoding.View(size, area=area),
     batch_size=batch_size,
-    size=size,
     prefetch=_half_a_shard(records, batch_size // order.lanes),
     **options,
   )
@@ -120,7 +113,7 @@ def evaluation(
     records: What to read.
     batch_size: Global; a multiple of the number of hosts.
     size: Height and width of the images.
-    smaller_side: See `decoding.whole_image`.
+    smaller_side: See `decoding.View`.
     **options: host, skip_corrupt and log; see `Stream`.
 
   Raises:
@@ -140,16 +133,11 @@ def evaluation(
     # Pad with the last record, whose shard is loaded already.
     return _Positions(np.minimum(places, len(records) - 1), mask, draws)
 
-  def decode(image: Any, draws: Any) -> Any:
-    del draws  # Evaluation is not random.
-    return decoding.whole_image(image, size=size, smaller_side=smaller_side)
-
   return Stream(
     records,
     positions,
-    decode,
+    decoding.View(size, smaller_side=smaller_side),
     batch_size=batch_size,
-    size=size,
     steps=-(-len(records) // batch_size),
     prefetch=_half_a_shard(records, batch_size),
     **options,
@@ -172,10 +160,9 @@ class Stream:
     self,
     records: dataset.Records,
     positions: Callable[[int, slice], _Positions],
-    decode: Callable[[Any, Any], Any],
+    view: decoding.View,
     *,
     batch_size: int,
-    size: int,
     steps: int | None = None,
     prefetch: int = 1,
     host: Host = _ONLY_HOST,
@@ -187,10 +174,9 @@ class Stream:
     Args:
       records: What to read.
       positions: (step, columns) -> what the batch has in these columns.
-      decode: (image file, draws [DRAWS]) -> float32 [size, size, 3], in
-        TensorFlow; rounded to uint8, a fourth of the bytes.
+      view: What to make of an image. It is rounded to uint8, a fourth of the
+        bytes.
       batch_size: Global.
-      size: Height and width of the images.
       steps: Number of batches; None is endless.
       prefetch: Number of steps by which loading runs ahead of reading.
       host: Which slice of each batch to return.
@@ -208,28 +194,14 @@ class Stream:
     self._local = batch_size // host.count
     first = host.index * self._local
     self._columns = slice(first, first + self._local)
-    self._size, self._prefetch = size, prefetch
+    self._size, self._prefetch = view.size, prefetch
     self._skip_corrupt, self._log = skip_corrupt, log
     # The running iterator, if any, in a list that the finalizer can clear.
     self._next, self._running = 0, []
     # Stop before the interpreter does: tf.data's threads that call Python later
     # than that wait for ever, and the process with them.
     weakref.finalize(self, self._running.clear)
-    tfds_lib.module()  # First, since it configures TensorFlow.
-    import tensorflow as tf
-
-    def rounded(image: Any, draws: Any) -> Any:
-      pixels = decode(image, draws)
-      pixels.set_shape((size, size, 3))
-      return tf.cast(pixels + 0.5, tf.uint8)  # The cast truncates.
-
-    self._decode = tf.function(
-      rounded,
-      input_signature=[
-        tf.TensorSpec([], tf.string),
-        tf.TensorSpec([preprocess.DRAWS], tf.float32),
-      ],
-    )
+    self._decoder = decoding.decoder(view, any_kind=records.any_kind)
 
   def batch(self, step: int) -> dict[str, np.ndarray]:
     """Returns this host's slice of the batch of `step`.
@@ -247,17 +219,15 @@ class Stream:
       raise errors.DataError(
         f'batch {step} was requested, but there are only {self.steps}.'
       )
-    import tensorflow as tf
-
     if not self._running or step != self._next:
       self.close()
-      self._running.append(self._start(step))
+      self._running.append(
+        self._decoder.batches(self._read, self._local, step, self.steps)
+      )
     self._next = step + 1
     try:
       image, label, mask = next(self._running[0])
-    except tf.errors.OpError:
-      # The error does not name the record, and the examples behind it may have
-      # moved up. Decode this batch one by one instead.
+    except Exception:  # Of reading or decoding; not every one names its record.
       self.close()
       return self._one_by_one(step)
     return {'image': image, 'label': label, 'mask': mask}
@@ -266,50 +236,22 @@ class Stream:
     """Stops the threads; a later `batch` starts them again."""
     self._running.clear()
 
-  def _start(self, step: int) -> Iterator[Any]:
-    """Returns an iterator over (image, label, mask) from `step` on."""
-    import tensorflow as tf
-
-    stop = self.steps or np.iinfo(np.int64).max
-    kinds = (tf.string, tf.float32, tf.int32, tf.float32)
-
-    def read(step: Any) -> tuple[Any, ...]:
-      columns = tf.numpy_function(self._read, [step], kinds)
-      for column, rest in zip(
-        columns, ([], [preprocess.DRAWS], [], []), strict=True
-      ):
-        column.set_shape([self._local, *rest])
-      return tuple(columns)
-
-    def decode(
-      image: Any, draws: Any, label: Any, mask: Any
-    ) -> tuple[Any, Any, Any]:
-      return self._decode(image, draws), label, mask
-
-    data = tf.data.Dataset.range(step, stop)
-    # Two calls at a time: one waits for a disk or a network while the other
-    # copies. Decoding runs per image, on as many threads as tf.data sees fit.
-    data = data.map(read, num_parallel_calls=2).unbatch()
-    data = data.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-    data = data.batch(self._local, drop_remainder=True).prefetch(_AHEAD)
-    return data.as_numpy_iterator()
-
-  def _read(self, step: Any) -> tuple[np.ndarray, ...]:
-    """Returns everything of one batch but the pixels, each [b]."""
-    here = self._positions(int(step), self._columns)
+  def _read(self, step: int) -> decoding.Encoded:
+    """Returns everything of one batch but the pixels."""
+    here = self._positions(step, self._columns)
     if self.steps is None or step + self._prefetch < self.steps:
-      ahead = self._positions(int(step) + self._prefetch, self._columns)
+      ahead = self._positions(step + self._prefetch, self._columns)
       self._records.prefetch(ahead.ids)
     examples = self._records.read(here.ids)
-    # dtype=object, because an array of bytes strips trailing zeros.
-    images = np.array([example.image for example in examples], object)
-    labels = np.array([example.label for example in examples], np.int32)
-    return images, here.draws, labels, here.mask
+    return decoding.Encoded(
+      images=[example.image for example in examples],
+      draws=here.draws,
+      labels=np.array([example.label for example in examples], np.int32),
+      mask=here.mask,
+    )
 
   def _one_by_one(self, step: int) -> dict[str, np.ndarray]:
     """Returns the batch of `step`, in which something cannot be read."""
-    import tensorflow as tf
-
     here = self._positions(step, self._columns)
     shape = (self._local, self._size, self._size, 3)
     batch = {
@@ -317,13 +259,12 @@ class Stream:
       'label': np.zeros(self._local, np.int32),
       'mask': here.mask.copy(),
     }
-    corrupt = (dataset.CorruptError, tf.errors.InvalidArgumentError)
     for row, number in enumerate(here.ids.tolist()):
       try:
         example = self._records.read(here.ids[row : row + 1])[0]
-        pixels = self._decode(example.image, here.draws[row])
-      except corrupt as error:
-        self._report(number, tfds_lib.one_line(error))
+        pixels = self._decoder.pixels(example.image, here.draws[row])
+      except dataset.CorruptError as error:
+        self._report(number, str(error))
         batch['mask'][row] = 0
       except errors.TdError:
         raise  # Its message is already meant for the user.
@@ -331,7 +272,7 @@ class Stream:
       except Exception as error:
         raise errors.IOFailedError(
           f'{self._records.name(number)} cannot be read:'
-          f' {tfds_lib.one_line(error)}'
+          f' {errors.one_line(error)}'
         ) from error
       else:
         batch['image'][row], batch['label'][row] = pixels, example.label

@@ -155,6 +155,8 @@ def load_unlabelled(data_dir: str) -> dataset.Dataset:
 class _Reader:
   """A `dataset.Reader` of one file per record."""
 
+  any_kind = True
+
   def __init__(self, paths: Sequence[str], labels: Sequence[int]):
     self.shards = (len(paths),)
     self.labels, self._paths = labels, paths
@@ -163,8 +165,7 @@ class _Reader:
     examples = []
     for number in ids:
       with open(self._paths[number], 'rb') as file:
-        image = image_files.for_tensorflow(file.read())
-        examples.append(dataset.Example(image, self.labels[number]))
+        examples.append(dataset.Example(file.read(), self.labels[number]))
     return examples
 
   def prefetch(self, ids: Sequence[int]) -> None:

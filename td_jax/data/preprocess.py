@@ -123,7 +123,7 @@ def whole_image(
 ) -> jt.Float[np.ndarray, '{size} {size} 3']:
   """Stretches an image to a square, or takes its middle; in NumPy.
 
-  It computes what `resize` and `decoding.whole_image` do, without compiling a
+  It computes what `resize` does, without compiling a
   program for every size of an image.
 
   Args:
@@ -146,8 +146,40 @@ def whole_image(
     down, across = (
       _interpolation(0, n, size=size, extent=n, xp=np) for n in extents
     )
-  rows = np.tensordot(down.astype(np.float32), image.astype(np.float32), 1)
-  return np.einsum('jw,iwc->ijc', across.astype(np.float32), rows)
+  return _resampled(image, down, across)
+
+
+def random_crop(
+  image: jt.UInt8[np.ndarray, 'h w 3'],
+  draws: jt.Float[np.ndarray, ' d'],
+  *,
+  size: int,
+  area: tuple[float, float],
+) -> jt.Float[np.ndarray, '{size} {size} 3']:
+  """Resizes a random crop and flips it at random; in NumPy.
+
+  It computes what `augment` does, from other random numbers.
+
+  Args:
+    image: [h, w, 3].
+    draws: `DRAWS` numbers, uniform in [0, 1).
+    size: Height and width of the result.
+    area: Range of the crop's share of the image.
+
+  Returns:
+    float32 grey levels [size, size, 3].
+  """
+  top, left, rows, columns = (
+    int(edge)
+    for edge in crop_box(
+      draws, *image.shape[:2], area=area, aspect=ASPECT, xp=np
+    )
+  )
+  crop = image[top : top + rows, left : left + columns]
+  down, across = (
+    _interpolation(0, n, size=size, extent=n, xp=np) for n in (rows, columns)
+  )
+  return _resampled(crop, down, across[::-1] if draws[4] < FLIP else across)
 
 
 def crop_box(
@@ -217,6 +249,14 @@ def _interpolation(
   at = xp.clip(at, 0, length - 1) + start
   pixels = xp.arange(extent, dtype=at.dtype)
   return xp.maximum(0, 1 - xp.abs(at[:, None] - pixels[None, :]))
+
+
+def _resampled(
+  image: np.ndarray, down: np.ndarray, across: np.ndarray
+) -> np.ndarray:
+  """The weights [size, h] of rows and [size, w] of columns, times [h, w, 3]."""
+  rows = np.tensordot(down.astype(np.float32), image.astype(np.float32), 1)
+  return np.matmul(across.astype(np.float32), rows)
 
 
 def _areas(*, size: int, extent: int) -> np.ndarray:

@@ -90,6 +90,8 @@ def _parse(
 class _ArrayRecords:
   """A `dataset.Reader` of array_record files, which allow random access."""
 
+  any_kind = False
+
   def __init__(
     self, paths: Sequence[str], sizes: Sequence[int], keys: Sequence[str]
   ):
@@ -123,6 +125,7 @@ class _TFRecords:
   Whole files stay in memory: those in use and those that are needed next.
   """
 
+  any_kind = False
   _THREADS = 8  # Files that load at the same time.
   _BUFFER = 8 << 20  # Bytes of one read; large ones suit buckets.
 
