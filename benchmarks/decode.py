@@ -4,8 +4,9 @@
 
 It makes JPEGs of ImageNet's usual size (500 x 375 pixels, about 110 kB), stores
 them as a folder, as array_record and as tfrecord, and streams them as training
-and evaluation do, on one core and on all cores. `bare` decodes the same images
-in one thread without a pipeline. `images_per_cpu_s` is the rate of one core.
+and evaluation do, on one core and on all cores: with TensorFlow, and the folder
+also with Pillow, and with Grain if it is installed (pip install grain). `bare`
+decodes the same images in one thread without a pipeline. `images_per_cpu_s` is the rate of one core.
 Where `cores_busy` is below `cores`, other work used the rest of the machine, and
 an idle machine would reach more `images_per_s`.
 
@@ -14,8 +15,11 @@ pixels, on JAX's default device.
 """
 
 from collections.abc import Callable
+import contextlib
 import functools
+import importlib
 import importlib.metadata
+import importlib.util
 import io
 import json
 import os
@@ -115,7 +119,9 @@ def _rate(
 
 def _streams(folder: pathlib.Path, cores: int) -> list[dict[str, Any]]:
   """Decoding on `cores` cores: a row for each layout and size."""
+  from td_jax.data import decoding
   from td_jax.data import host_pipeline
+  from td_jax.data import pillow_decoding
   from td_jax.data import records
 
   sources = {
@@ -127,35 +133,71 @@ def _streams(folder: pathlib.Path, cores: int) -> list[dict[str, Any]]:
     )
   }
   rows: list[dict[str, Any]] = []
-  # tf.data decodes on as many threads as this process has cores.
+  # Both decode on as many threads as this process has cores.
   options: dict[str, Any] = {'batch_size': _BATCH}
+  decoders = {
+    'TensorFlow': decoding.decoder,
+    'Pillow': lambda view, any_kind: pillow_decoding.Decoder(view),
+  }
 
-  def add(layout: str, what: str, speed: dict[str, float]) -> None:
-    rows.append({'layout': layout, 'what': what, 'cores': cores, **speed})
+  def add(
+    layout: str, decoder: str, what: str, speed: dict[str, float]
+  ) -> None:
+    row = {'layout': layout, 'decoder': decoder, 'what': what, 'cores': cores}
+    rows.append(row | speed)
     print(rows[-1], file=sys.stderr)
 
-  for layout, size in (
-    ('folder', 224),
-    ('folder', 384),
-    ('array_record', 384),
-    ('tfrecord', 384),
+  for layout, size, decoder in (
+    ('folder', 224, 'TensorFlow'),
+    ('folder', 224, 'Pillow'),
+    ('folder', 384, 'TensorFlow'),
+    ('folder', 384, 'Pillow'),
+    ('array_record', 384, 'TensorFlow'),
+    ('tfrecord', 384, 'TensorFlow'),
   ):
+    decoding.decoder = decoders[decoder]
     pipeline = host_pipeline.training(
       sources[layout], seed=0, size=size, **options
     )
-    what = f'training, {size} px, uint8'
-    add(layout, what, _rate(pipeline.batch, _BATCH))
+    what = f'training, {size} px'
+    add(layout, decoder, what, _rate(pipeline.batch, _BATCH))
     pipeline.close()
     if layout == 'folder' and cores == 1:
-      add('memory', f'{what}, bare', _rate(_bare(pipeline, sources[layout]), 1))
-  pipeline = host_pipeline.evaluation(sources['folder'], size=384, **options)
-  batches = len(sources['folder']) // _BATCH
-  add(
-    'folder',
-    'evaluation, 384 px, uint8',
-    _rate(pipeline.batch, _BATCH, batches),
-  )
+      bare = _bare(pipeline, sources[layout])
+      add('memory', decoder, f'{what}, bare', _rate(bare, 1))
+    if decoder == 'Pillow' and importlib.util.find_spec('grain'):
+      speed = _rate(_grain(pipeline), _BATCH)
+      add(layout, 'Pillow in Grain', what, speed)
+  for decoder, make in decoders.items():
+    decoding.decoder = make
+    pipeline = host_pipeline.evaluation(sources['folder'], size=384, **options)
+    batches = len(sources['folder']) // _BATCH
+    speed = _rate(pipeline.batch, _BATCH, batches)
+    add('folder', decoder, 'evaluation, 384 px', speed)
   return rows
+
+
+def _grain(pipeline: Any) -> Callable[[int], Any]:
+  """Batches of `pipeline`, decoded by the threads of Grain in place of ours."""
+  grain: Any = importlib.import_module('grain')
+  read = functools.lru_cache(maxsize=8)(pipeline._read)
+
+  def one(position: int) -> dict[str, Any]:
+    step, row = divmod(position, _BATCH)
+    files = read(step)
+    return {
+      'image': pipeline._decoder.pixels(files.images[row], files.draws[row]),
+      'label': files.labels[row],
+      'mask': files.mask[row],
+    }
+
+  cores = len(os.sched_getaffinity(0))
+  options = grain.ReadOptions(
+    num_threads=cores, prefetch_buffer_size=3 * _BATCH
+  )
+  examples = grain.MapDataset.range(sys.maxsize).map(one)
+  batches = iter(examples.to_iter_dataset(options).batch(_BATCH))
+  return lambda step: next(batches)
 
 
 def _bare(pipeline: Any, source: Any) -> Callable[[int], None]:
@@ -165,7 +207,7 @@ def _bare(pipeline: Any, source: Any) -> Callable[[int], None]:
 
   def decode(step: int) -> None:
     i = step % len(examples)
-    pipeline._decode(examples[i].image, draws[i])
+    pipeline._decoder.pixels(examples[i].image, draws[i])
 
   return decode
 
@@ -256,8 +298,12 @@ def main() -> None:
     'cores': len(available),
     **environment.environment(),
   }
-  for name in ('tensorflow-cpu', 'tensorflow-datasets', 'array_record'):
-    figures['versions'][name] = importlib.metadata.version(name)
+  for name in (
+    *('tensorflow-cpu', 'tensorflow-datasets', 'array_record'),
+    *('pillow', 'grain'),
+  ):
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      figures['versions'][name] = importlib.metadata.version(name)
   print(json.dumps(figures, indent=1))
   if _OUT.value:
     pathlib.Path(_OUT.value).write_text(json.dumps(figures, indent=1) + '\n')

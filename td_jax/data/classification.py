@@ -23,7 +23,6 @@ from td_jax.data import preprocess
 from td_jax.data import records
 from td_jax.data import streamed_split
 from td_jax.data import task as task_lib
-from td_jax.data import tfds as tfds_lib
 from td_jax.storage import files
 
 TASK_LOSS = 'cross_entropy'
@@ -98,10 +97,7 @@ def read(config: types.Config, *, log: types.Log = print) -> Dataset:
       number of classes.
     errors.DataError: It is absent or damaged; the message says how to get it.
   """
-  in_memory = config.data.memory == 'device'
-  if not in_memory:
-    tfds_lib.module()  # It decodes streams; without it, this is an error.
-  if in_memory:
+  if config.data.memory == 'device':
     dataset = _read_columns(config.data, config.teacher.states, log)
   else:
     dataset = _open_streams(config.data, log)

@@ -40,7 +40,9 @@ class Decoder:
     # Pillow and NumPy decode and resize outside of Python's lock.
     decoders = futures.ThreadPoolExecutor(os.cpu_count())
 
-    def start(step: int) -> tuple[decoding.Encoded, list[futures.Future[np.ndarray]]]:
+    def start(
+      step: int,
+    ) -> tuple[decoding.Encoded, list[futures.Future[np.ndarray]]]:
       batch = read(step)
       pairs = zip(batch.images, batch.draws, strict=True)
       return batch, [decoders.submit(self.pixels, *pair) for pair in pairs]
