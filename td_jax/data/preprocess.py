@@ -265,7 +265,7 @@ def _weighted(image: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
   """
   first = np.argmax(weights > 0, axis=1)
   width = np.max(np.count_nonzero(weights, axis=1))
-  total = np.float32(0)
+  total: np.ndarray = np.zeros((), np.float32)
   for offset in range(width):
     at = np.minimum(first + offset, weights.shape[1] - 1)
     # Behind the last pixel there is none to add.
