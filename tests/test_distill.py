@@ -128,6 +128,16 @@ def test_dropout_is_on_in_training_and_off_in_predictions():
   np.testing.assert_array_equal(dropped.predict(x), dropped.predict(x))
 
 
+def test_a_student_is_known_in_another_process():
+  """There its functions lie elsewhere in memory."""
+  one, same, other = (
+    distill_lib._described(nn.Sequential([nn.Dense(n), lambda x: x]))
+    for n in (3, 3, 4)
+  )
+  assert one == same != other
+  assert '0x' not in one
+
+
 def test_numbers_are_a_regression_and_the_best_seed_is_returned():
   x, _ = _examples(60)
   y = 100 * x[:, 0] + 7

@@ -150,6 +150,15 @@ def price(houses, tmp_path_factory):
   return folder, _run(config, folder)
 
 
+def test_a_folder_called_teacher_is_left_alone(houses, tmp_path, monkeypatch):
+  """The run's own teacher is in RUN/teacher, wherever the command is started."""
+  (tmp_path / 'teacher').mkdir()
+  (tmp_path / 'teacher' / 'model.safetensors').touch()
+  monkeypatch.chdir(tmp_path)
+  config = table_config.get_config(f'data={houses},target=price,method=ld')
+  assert 'validation' in _run(config, tmp_path / 'run')
+
+
 # Files.
 
 

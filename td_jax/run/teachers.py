@@ -77,8 +77,9 @@ def load(
   """
   if config.teacher.build or config.teacher.states:
     return _own(config, task, path=path, log=log)
-  if not pretrained.is_published(folder):
-    run = saved.load(paths.resolve(path, folder), task)
+  where = paths.resolve(path, folder)
+  if not pretrained.is_published(str(where)):
+    run = saved.load(where, task)
     first = jax.tree.map(lambda leaf: leaf[0], run.variables)
     return Teacher(run.model, first, folder)
   settings = config.teacher.model

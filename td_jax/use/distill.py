@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import contextlib
 import operator
 import os
+import re
 import tempfile
 from typing import Any
 
@@ -226,6 +227,12 @@ def _held_out(x: Any, y: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
   return part(~is_held), part(is_held)
 
 
+def _described(student: nn.Module) -> str:
+  """The text by which a resumed run knows its student, in one line."""
+  # Where a function lies in memory differs between processes.
+  return ' '.join(re.sub(r' at 0x[0-9a-f]+', '', repr(student)).split())
+
+
 def _config(
   method: str,
   dataset: arrays.Dataset,
@@ -246,7 +253,7 @@ def _config(
     common.learner(
       # Another module in the same folder is another run.
       ml_collections.ConfigDict(
-        {'name': 'given', 'description': repr(dataset.student)}
+        {'name': 'given', 'description': _described(dataset.student)}
       ),
       steps=steps,
       batch_size=batch_size,
