@@ -306,6 +306,23 @@ def test_a_config_that_cannot_work(houses, arg, changes, message):
     config_lib.validate(_table(houses, arg, **changes))
 
 
+@pytest.mark.parametrize('values', [['1.0'], ['yes'], ['yes', '']])
+def test_a_target_that_is_always_the_same(tmp_path, values):
+  rows = [{'a': i, 'b': values[i % len(values)]} for i in range(60)]
+  _write(tmp_path / 'rows.csv', rows)
+  config = _table(tmp_path / 'rows.csv', 'target=b')
+  with pytest.raises(errors.DataError, match='b is the same in every row'):
+    _rows(config)
+
+
+def test_many_classes_are_worth_a_warning(tmp_path):
+  rows = [{'a': i, 'b': f'x{i % 20}'} for i in range(60)]
+  _write(tmp_path / 'rows.csv', rows)
+  lines = []
+  own_table.read(_table(tmp_path / 'rows.csv', 'target=b'), log=lines.append)
+  assert any('20 classes in 60 rows' in line for line in lines)
+
+
 def test_a_table_is_needed():
   with pytest.raises(errors.ConfigError, match='--config=table:data=FILE'):
     _complete(table_config.get_config('target=price'))

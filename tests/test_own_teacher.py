@@ -25,6 +25,7 @@ from td_jax.run import completion
 from td_jax.run import config as config_lib
 from td_jax.run import pipeline
 from td_jax.run import preemption
+from td_jax.run import teachers
 
 pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
 
@@ -223,9 +224,19 @@ def _raise():
 
 
 @pytest.mark.parametrize(
+  'build', ['nowhere.teacher:make', 'nowhere.py:make', '/nowhere.py:make']
+)
+def test_a_module_that_is_not_there(build):
+  """The message names it, and no line of ours or of Python's import."""
+  with pytest.raises(errors.ConfigError, match='nowhere') as e:
+    teachers.built(build)
+  assert ' line ' not in str(e.value)
+
+
+@pytest.mark.parametrize(
   ('function', 'method', 'message'),
   [
-    ('absent', 'ld', "has no attribute 'absent'"),
+    ('cn', 'ld', r"is 'cn'; choose one of: .*Did you mean 'cnn'"),
     ('raises', 'ld', r'ValueError: no weights \(.*test_own_teacher.py, line '),
     (
       'features',

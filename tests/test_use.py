@@ -523,8 +523,10 @@ def test_the_card_by_hand(images, vision_teacher, tmp_path):
   assert (
     f'| teacher | {results["teachers"]["teacher"]["validation"]:.4f} |' in card
   )
-  assert '24 labelled and 0 unlabelled examples of `image_folder`' in card
-  assert str(vision_teacher) in card
+  folder = student.config.data.dir.split('/')[-1]
+  assert f'24 labelled and 0 unlabelled examples of `{folder}`' in card
+  assert f'the teacher `{vision_teacher.name}`' in card
+  assert str(vision_teacher.parent) not in card
   w, mlp = tiny_vision.W, tiny_vision.MLP
   tokens = 5  # 2 x 2 patches and the class token.
   block = 4 * (w * w + w) + 2 * w * mlp + mlp + w + 4 * w

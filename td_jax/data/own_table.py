@@ -24,6 +24,7 @@ _AUTO = 'auto'
 _KINDS = (_AUTO, 'regression', 'classification')
 _ORDERS = (_AUTO, 'time', 'random')
 _OTHERS = ('use', 'ignore')
+_ROWS_OF_A_CLASS = 5  # With fewer, on average, the target is hardly a class.
 # Names of columns that 'auto' finds, in lower case and without spaces and _.
 _USUAL = {
   'target': ('rating', 'score', 'stars'),
@@ -326,6 +327,16 @@ def read(config: types.Config, *, log: types.Log = print) -> Rows:
   )
   target, class_names = _target(data, columns)
   filled = np.flatnonzero(~np.isnan(target))
+  if len(filled) and np.ptp(target[filled]) == 0:
+    raise errors.DataError(
+      f'{data.csv}: {data.target} is the same in every row, so there is nothing to '
+      'learn; choose another config.data.target.'
+    )
+  if len(class_names) > len(filled) / _ROWS_OF_A_CLASS:
+    log(
+      f'warning: {data.target} has {len(class_names)} classes in {len(filled)} rows; '
+      "if it is a number, set config.data.kind='regression'."
+    )
   if data.order == 'time':
     # Rows of the same time keep the order of the file.
     filled = filled[np.argsort(columns.times[data.time][filled], kind='stable')]

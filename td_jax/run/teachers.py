@@ -212,15 +212,22 @@ def built(build: str) -> tuple[frozen.Functions, dict[str, Any]]:
   """
   module, _, name = build.rpartition(':')
   try:
-    made = getattr(_module(module), name)()
+    loaded = _module(module)
+    if not hasattr(loaded, name):
+      own = (key for key, value in vars(loaded).items() if callable(value))
+      errors.choose(f'the function of {module}', name, own)
+    made = getattr(loaded, name)()
+  except errors.ConfigError:
+    raise
   except (Exception, SystemExit) as e:  # The user's code may raise anything.
-    *_, last = traceback.extract_tb(e.__traceback__)
     what = errors.one_line(e)
     if isinstance(e, SystemExit):
       what = f'it ends the process, by sys.exit({e.code!r})'
-    raise errors.ConfigError(
-      f'{what} ({last.filename}, line {last.lineno})'
-    ) from e
+    # Our own lines, and those of Python's import, would mislead.
+    *_, last = traceback.extract_tb(e.__traceback__)
+    if last.filename != __file__ and '<frozen' not in last.filename:
+      what = f'{what} ({last.filename}, line {last.lineno})'
+    raise errors.ConfigError(what) from e
   return frozen.network(made)
 
 

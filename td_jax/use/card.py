@@ -7,6 +7,7 @@ import jax
 
 import td_jax
 from td_jax import types
+from td_jax.data import image_folder
 from td_jax.use import cost
 from td_jax.use import inspect
 from td_jax.use import student as student_lib
@@ -109,16 +110,23 @@ def text(student: student_lib.Student, form: str) -> str:
 def _data(student: student_lib.Student) -> list[str]:
   data, results = student.config.data, student.results
   source = data.csv if 'csv' in data else data.dataset
+  if source == image_folder.NAME:
+    source = data.dir
   labels = results.get('labels', results.get('train_examples'))
   unlabelled = results.get('unlabelled', 0)
   teachers = [
-    f'the teacher `{teacher["folder"]}`'
+    f'the teacher `{_name(teacher["folder"])}`'
     for teacher in results['teachers'].values()
   ]
   return [
     f'It learnt from {labels:,} labelled and {unlabelled:,} unlabelled examples of '
-    f'`{source}`, and from {" and ".join(teachers) or "no teacher"}.'
+    f'`{_name(source)}`, and from {" and ".join(teachers) or "no teacher"}.'
   ]
+
+
+def _name(path: str) -> str:
+  """The last part of a path: where it lay on one machine helps nobody."""
+  return path.rstrip('/').rpartition('/')[2]
 
 
 def _of_table(student: student_lib.Student) -> list[str]:
