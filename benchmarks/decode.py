@@ -119,7 +119,6 @@ def _rate(
 
 def _streams(folder: pathlib.Path, cores: int) -> list[dict[str, Any]]:
   """Decoding on `cores` cores: a row for each layout and size."""
-  from td_jax.data import decoding
   from td_jax.data import host_pipeline
   from td_jax.data import pillow_decoding
   from td_jax.data import records
@@ -136,7 +135,7 @@ def _streams(folder: pathlib.Path, cores: int) -> list[dict[str, Any]]:
   # Both decode on as many threads as this process has cores.
   options: dict[str, Any] = {'batch_size': _BATCH}
   decoders = {
-    'TensorFlow': decoding.decoder,
+    'TensorFlow': host_pipeline.decoder,
     'Pillow': lambda view, any_kind: pillow_decoding.Decoder(view),
   }
 
@@ -155,7 +154,7 @@ def _streams(folder: pathlib.Path, cores: int) -> list[dict[str, Any]]:
     ('array_record', 384, 'TensorFlow'),
     ('tfrecord', 384, 'TensorFlow'),
   ):
-    decoding.decoder = decoders[decoder]
+    host_pipeline.decoder = decoders[decoder]
     pipeline = host_pipeline.training(
       sources[layout], seed=0, size=size, **options
     )
@@ -169,7 +168,7 @@ def _streams(folder: pathlib.Path, cores: int) -> list[dict[str, Any]]:
       speed = _rate(_grain(pipeline), _BATCH)
       add(layout, 'Pillow in Grain', what, speed)
   for decoder, make in decoders.items():
-    decoding.decoder = make
+    host_pipeline.decoder = make
     pipeline = host_pipeline.evaluation(sources['folder'], size=384, **options)
     batches = len(sources['folder']) // _BATCH
     speed = _rate(pipeline.batch, _BATCH, batches)

@@ -10,7 +10,6 @@ import pytest
 import tiny_images
 
 from td_jax import errors
-from td_jax.data import decoding
 from td_jax.data import host_pipeline
 from td_jax.data import image_files
 from td_jax.data import pillow_decoding
@@ -48,7 +47,7 @@ def by_pillow(monkeypatch):
     assert any_kind
     return pillow_decoding.Decoder(view)
 
-  monkeypatch.setattr(decoding, 'decoder', decoder)
+  monkeypatch.setattr(host_pipeline, 'decoder', decoder)
 
 
 @pytest.fixture(params=(*KINDS, 'pillow'))

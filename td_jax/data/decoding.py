@@ -7,7 +7,6 @@ their JPEG decoders round differently, by a grey level or two.
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
-import importlib.util
 from typing import NamedTuple
 from typing import Protocol
 from typing import runtime_checkable
@@ -81,19 +80,3 @@ class Decoder(Protocol):
       stop: The step after the last one; None is endless.
     """
     ...
-
-
-def decoder(view: View, *, any_kind: bool) -> Decoder:
-  """The fastest decoder that is installed.
-
-  Args:
-    view: What to make of a file.
-    any_kind: See `dataset.Reader`.
-  """
-  if importlib.util.find_spec('tensorflow'):
-    from td_jax.data import tensorflow_decoding
-
-    return tensorflow_decoding.Decoder(view, any_kind=any_kind)
-  from td_jax.data import pillow_decoding
-
-  return pillow_decoding.Decoder(view)

@@ -10,6 +10,7 @@ the next one is fast: every other one restarts the decoding.
 """
 
 from collections.abc import Callable
+import importlib.util
 from typing import Any
 from typing import NamedTuple
 import weakref
@@ -153,6 +154,22 @@ def _half_a_shard(records: dataset.Records, width: int) -> int:
   return max(1, len(records) // len(records.shards) // max(2 * width, 1))
 
 
+def decoder(view: decoding.View, *, any_kind: bool) -> decoding.Decoder:
+  """The fastest decoder that is installed.
+
+  Args:
+    view: What to make of a file.
+    any_kind: See `dataset.Reader`.
+  """
+  if importlib.util.find_spec('tensorflow'):
+    from td_jax.data import tensorflow_decoding
+
+    return tensorflow_decoding.Decoder(view, any_kind=any_kind)
+  from td_jax.data import pillow_decoding
+
+  return pillow_decoding.Decoder(view)
+
+
 class Stream:
   """Batches by step. Holds threads and memory until `close`."""
 
@@ -201,7 +218,7 @@ class Stream:
     # Stop before the interpreter does: tf.data's threads that call Python later
     # than that wait for ever, and the process with them.
     weakref.finalize(self, self._running.clear)
-    self._decoder = decoding.decoder(view, any_kind=records.any_kind)
+    self._decoder = decoder(view, any_kind=records.any_kind)
 
   def batch(self, step: int) -> dict[str, np.ndarray]:
     """Returns this host's slice of the batch of `step`.

@@ -20,7 +20,7 @@ class Decoder:
   """See `decoding.Decoder`."""
 
   def __init__(self, view: decoding.View, *, any_kind: bool):
-    """See `decoding.decoder`."""
+    """See `host_pipeline.decoder`."""
     self._any_kind = any_kind
     tfds_lib.module()  # First, since it configures TensorFlow.
     import tensorflow as tf
