@@ -1,9 +1,11 @@
 """Streams: each position has its record, for any host and despite damage."""
 
+import gc
 import pathlib
 import subprocess
 import sys
 import textwrap
+import weakref
 
 import numpy as np
 import pytest
@@ -387,6 +389,16 @@ def test_lost_file_is_no_corrupt_image(tmp_path):
   run = _training(source, skip_corrupt=True)
   with pytest.raises(errors.IOFailedError, match=r'record 5 .*cannot be read'):
     run.batch(0)
+
+
+@pytest.mark.parametrize('dataset', ['pillow'], indirect=True)
+def test_a_stream_that_nobody_holds_is_freed(dataset):
+  stream = _training(dataset.records('train'))
+  stream.batch(0)
+  lost = weakref.ref(stream)
+  del stream
+  gc.collect()
+  assert lost() is None
 
 
 # Processes.

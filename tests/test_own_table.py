@@ -159,6 +159,17 @@ def test_a_folder_called_teacher_is_left_alone(houses, tmp_path, monkeypatch):
   assert 'validation' in _run(config, tmp_path / 'run')
 
 
+def test_what_is_no_run_is_not_replaced(houses, tmp_path):
+  """Such as published weights in the folder of the teacher-to-be."""
+  (tmp_path / 'teacher').mkdir()
+  file = tmp_path / 'teacher' / 'config.json'
+  file.write_text('{"model_type": "vit"}')
+  config = table_config.get_config(f'data={houses},target=price,method=ld')
+  with pytest.raises(errors.ConfigError, match='is not of a run; it would be'):
+    _run(config, tmp_path)
+  assert file.read_text() == '{"model_type": "vit"}'
+
+
 # Files.
 
 

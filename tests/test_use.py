@@ -503,6 +503,15 @@ def test_hf_of_a_run(images, tmp_path, capfd):
   )
 
 
+def test_hf_cuts_the_middle_as_the_run_does(images):
+  student = td_jax.load(images)
+  student.config.data.smaller_side = 20
+  processor = json.loads(export._hf(student)['preprocessor_config.json'])
+  square = {'height': tiny_vision.SIZE, 'width': tiny_vision.SIZE}
+  assert processor['size'] == {'shortest_edge': 20}
+  assert processor['do_center_crop'] and processor['crop_size'] == square
+
+
 def test_what_cannot_be_exported_leaves_no_folder(ratings, tmp_path):
   for form, said in (('hf', 'exports ViTs'), ('pt', '--format is')):
     with pytest.raises(errors.ConfigError, match=said):

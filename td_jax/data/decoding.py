@@ -1,7 +1,7 @@
 """The interface to what turns image files into pixels, ahead of the training.
 
 There are two: `tensorflow_decoding` and `pillow_decoding`. They resize alike, but
-their JPEG decoders round differently, by a grey level or two.
+their JPEG decoders round differently, by a few grey levels.
 """
 
 from collections.abc import Callable

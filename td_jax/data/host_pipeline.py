@@ -10,6 +10,7 @@ the next one is fast: every other one restarts the decoding.
 """
 
 from collections.abc import Callable
+import functools
 import importlib.util
 from typing import Any
 from typing import NamedTuple
@@ -145,6 +146,28 @@ def evaluation(
   )
 
 
+def _read(
+  records: dataset.Records,
+  positions: Callable[[int, slice], _Positions],
+  step: int,
+  *,
+  columns: slice,
+  prefetch: int,
+  stop: int | None,
+) -> decoding.Encoded:
+  """Returns everything of one batch but the pixels."""
+  here = positions(step, columns)
+  if stop is None or step + prefetch < stop:
+    records.prefetch(positions(step + prefetch, columns).ids)
+  examples = records.read(here.ids)
+  return decoding.Encoded(
+    images=[example.image for example in examples],
+    draws=here.draws,
+    labels=np.array([example.label for example in examples], np.int32),
+    mask=here.mask,
+  )
+
+
 def _half_a_shard(records: dataset.Records, width: int) -> int:
   """Returns in how many steps half a shard is read, at `width` records a step.
 
@@ -211,7 +234,16 @@ class Stream:
     self._local = batch_size // host.count
     first = host.index * self._local
     self._columns = slice(first, first + self._local)
-    self._size, self._prefetch = view.size, prefetch
+    self._size = view.size
+    # The threads must not refer to this object: it could then never be freed.
+    self._read = functools.partial(
+      _read,
+      records,
+      positions,
+      columns=self._columns,
+      prefetch=prefetch,
+      stop=steps,
+    )
     self._skip_corrupt, self._log = skip_corrupt, log
     # The running iterator, if any, in a list that the finalizer can clear.
     self._next, self._running = 0, []
@@ -252,20 +284,6 @@ class Stream:
   def close(self) -> None:
     """Stops the threads; a later `batch` starts them again."""
     self._running.clear()
-
-  def _read(self, step: int) -> decoding.Encoded:
-    """Returns everything of one batch but the pixels."""
-    here = self._positions(step, self._columns)
-    if self.steps is None or step + self._prefetch < self.steps:
-      ahead = self._positions(step + self._prefetch, self._columns)
-      self._records.prefetch(ahead.ids)
-    examples = self._records.read(here.ids)
-    return decoding.Encoded(
-      images=[example.image for example in examples],
-      draws=here.draws,
-      labels=np.array([example.label for example in examples], np.int32),
-      mask=here.mask,
-    )
 
   def _one_by_one(self, step: int) -> dict[str, np.ndarray]:
     """Returns the batch of `step`, in which something cannot be read."""

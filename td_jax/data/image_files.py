@@ -71,6 +71,13 @@ def decode(encoded: bytes) -> np.ndarray:
     raise dataset.CorruptError(errors.one_line(e)) from e
 
 
+def threads() -> int:
+  """How many images to decode at a time: the cores that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):  # Not on Macs.
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
 def for_tensorflow(encoded: bytes) -> bytes:
   """A file that TensorFlow decodes to the same picture as `decode`.
 

@@ -220,7 +220,7 @@ def _decode_files(
       ) from e
 
   # Pillow decodes outside of Python's lock.
-  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+  with futures.ThreadPoolExecutor(image_files.threads()) as pool:
     for start in range(0, len(source), _FILES):
       stop = min(start + _FILES, len(source))
       yield from pool.map(one, range(start, stop))

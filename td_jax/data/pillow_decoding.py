@@ -3,7 +3,6 @@
 import collections
 from collections.abc import Iterator
 from concurrent import futures
-import os
 
 import numpy as np
 
@@ -38,7 +37,7 @@ class Decoder:
     del size  # Every batch says its own.
     readers = futures.ThreadPoolExecutor(1)
     # Pillow and NumPy decode and resize outside of Python's lock.
-    decoders = futures.ThreadPoolExecutor(os.cpu_count())
+    decoders = futures.ThreadPoolExecutor(image_files.threads())
 
     def start(
       step: int,

@@ -86,9 +86,14 @@ class Workdir:
     """Stores `config`, or checks that it matches the stored one.
 
     Raises:
-      errors.ConfigError: The folder belongs to a run with another config.
+      errors.ConfigError: The folder belongs to a run with another config, or
+        holds something else, such as published weights.
     """
     file = self.path / CONFIG
+    if file.exists() and 'method' not in files.read_json(file):
+      raise errors.ConfigError(
+        f'{file} is not of a run; it would be replaced. Choose another --workdir.'
+      )
     # A folder without subfolders holds no work yet, so a command that failed
     # early (its teacher was missing, say) may be corrected and run again.
     started = file.exists() and any(

@@ -31,9 +31,9 @@ _HOW = {
     processor = AutoImageProcessor.from_pretrained('.')
     ```
 
-    For equal pixels the logits are those of td_jax. When it shrinks an image, the
-    processor averages pixels and td_jax interpolates between them, so that pixels
-    differ a little.
+    For equal pixels the logits are those of td_jax. When they shrink an image, the
+    processor and td_jax weigh its pixels differently, so that the results differ a
+    little.
     """,
   'stablehlo': """
     The program takes any batch size and runs on CPUs, NVIDIA GPUs and TPUs.

@@ -115,10 +115,21 @@ def _hf(student: student_lib.Student) -> _Contents:
     image_size=config.data.size,
     class_names=student.class_names,
   )
-  processor = {
+  square = {'height': config.data.size, 'width': config.data.size}
+  shape: dict[str, Any] = {
     'image_processor_type': 'ViTImageProcessor',
+    'size': square,
+  }
+  if config.data.smaller_side:
+    shape = {
+      'image_processor_type': 'BitImageProcessor',
+      'size': {'shortest_edge': config.data.smaller_side},
+      'do_center_crop': True,
+      'crop_size': square,
+    }
+  processor = {
+    **shape,
     'do_resize': True,
-    'size': {'height': config.data.size, 'width': config.data.size},
     'resample': 2,  # Bilinear.
     'do_rescale': True,
     'rescale_factor': 1 / 255,
