@@ -6,8 +6,8 @@ It makes JPEGs of ImageNet's usual size (500 x 375 pixels, about 110 kB), stores
 them as a folder, as array_record and as tfrecord, and streams them as training
 and evaluation do, on one core and on all cores: with TensorFlow, and the folder
 also with Pillow, and with Grain if it is installed (pip install grain). `bare`
-decodes the same images in one thread without a pipeline. `images_per_cpu_s` is the rate of one core.
-Where `cores_busy` is below `cores`, other work used the rest of the machine, and
+decodes the same images in one thread without a pipeline. `images_per_cpu_s` is the
+rate of one core. Where `cores_busy` is below `cores`, other work used the rest of the machine, and
 an idle machine would reach more `images_per_s`.
 
 Then it times `preprocess.augment` on batches in memory, from 32 x 32 to 56 x 56
@@ -179,6 +179,7 @@ def _streams(folder: pathlib.Path, cores: int) -> list[dict[str, Any]]:
 def _grain(pipeline: Any) -> Callable[[int], Any]:
   """Batches of `pipeline`, decoded by the threads of Grain in place of ours."""
   grain: Any = importlib.import_module('grain')
+  # Threads that miss at the same time read a file twice, which costs little.
   read = functools.lru_cache(maxsize=8)(pipeline._read)
 
   def one(position: int) -> dict[str, Any]:

@@ -6,8 +6,8 @@
 For each library it measures the time of its import in a fresh process, beside one
 that imports NumPy alone, and the size of what it brings that td_jax does not
 require already. Optuna is also timed at its work: to propose the settings of a
-trial, record its outcome in a file and be read by another process, beside
-`search.latin` and `results_log`. benchmarks/decode.py measures Grain at its work.
+trial, record its outcome in a file and read it back, beside `search.latin` and
+`results_log`. benchmarks/decode.py measures Grain at its work.
 """
 
 from collections.abc import Callable

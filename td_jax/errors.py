@@ -60,6 +60,20 @@ def one_line(error: object) -> str:
   return text
 
 
+def reason(error: Exception) -> str:
+  """Why a file cannot be read, for a message that already names the file."""
+  # The text of an OSError has the path too.
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  return one_line(error)
+
+
+def sentence(text: object) -> str:
+  """A text, such as that of another error, with a full stop unless it has an end."""
+  text = str(text)
+  return text if text.endswith(('.', '?', '!')) else f'{text}.'
+
+
 def check_rate(field: str, value: float) -> None:
   """Raises a ConfigError unless 0 <= value < 1."""
   if not 0 <= value < 1:

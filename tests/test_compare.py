@@ -190,6 +190,7 @@ def test_a_single_seed_has_no_error():
   }
   text = compare.page(runs)
   assert '| ld | 2.0000 | 2.5000 | +1.0000 | 7 |' in text
+  assert 'says nothing of the spread' in text and 't-test' not in text
   assert 'The best by validation is scratch.' in text
 
 

@@ -366,6 +366,12 @@ def test_without_folder_or_weights_one_line_says_so(photos, teacher):
     )
   with pytest.raises(errors.DataError, match='is neither published weights'):
     completion.complete(_config(photos, 'nowhere'), log=lambda line: None)
+  with pytest.raises(errors.ConfigError, match=r'teacher=my\.py:function'):
+    completion.complete(_config(photos, 'my.py'), log=lambda line: None)
+  config = image_folder_config.get_config(f'data={photos}')
+  config.teacher.build = 'my.py:make'
+  with pytest.raises(errors.ConfigError, match='give it after the colon'):
+    completion.complete(config, log=lambda line: None)
   with pytest.raises(errors.DataError, match='is no folder'):
     completion.complete(_config('nowhere', teacher), log=lambda line: None)
   with pytest.raises(ValueError, match='size takes a value of type int'):

@@ -241,6 +241,13 @@ def test_corrupt_image_is_named(tmp_path):
   with pytest.raises(errors.DataError, match=f'{bad}. is corrupt') as caught:
     _load(('image_folder', str(tmp_path)))
   assert caught.value.exit_code == 65 and '\n' not in str(caught.value)
+  other = tmp_path / 'train' / 'cat' / '003.png'
+  other.write_bytes(b'')
+  with pytest.raises(
+    errors.DataError, match=r'So are 1 more: \S+\. Replace'
+  ) as e:
+    _load(('image_folder', str(tmp_path)))
+  assert str(bad) in str(e.value) and str(other) in str(e.value)
 
 
 def test_an_unreadable_file_is_not_a_corrupt_image(tmp_path):

@@ -223,6 +223,10 @@ def test_a_parquet_file_says_the_same(tmp_path, houses):
     ('u,r\n1,2\n\n2,3,4\n', r'line 4 has 3 values, but .* names 2 columns'),
     ('u,r\n1,inf\n', r"line 2: r is 'inf', which is not finite as float32"),
     ('u,r\n1,1_0\n', r"line 2: r is '1_0', which is no number"),
+    (
+      f'u,r\n1,{"x" * 1000}\n',
+      r"line 2: r is 'x{59}\.\.\. \(1,000 characters\), which is no number",
+    ),
     ('', 'is empty; its first line has to name the columns'),
     ('u,u\n1,2\n', "has two columns 'u'"),
     ('u,s\n1,2\n', "has no column 'r'; its columns are u, s"),
@@ -324,6 +328,42 @@ def test_a_target_that_is_always_the_same(tmp_path, values):
   config = _table(tmp_path / 'rows.csv', 'target=b')
   with pytest.raises(errors.DataError, match='b is the same in every row'):
     _rows(config)
+
+
+def test_a_class_may_be_spelt_in_several_ways(tmp_path):
+  rows = [{'a': i, 'b': ('1', '1.0', '10', '')[i % 4]} for i in range(80)]
+  _write(tmp_path / 'rows.csv', rows)
+  table = _rows(_table(tmp_path / 'rows.csv', 'target=b')).table
+  assert table.class_names == ('1', '10')
+  assert np.bincount(table.target).tolist() == [40, 20]
+
+
+def test_details_name_items_as_the_table_does(movies):
+  ratings, about = movies
+  config = ratings_config.get_config(f'data={about},details={ratings}')
+  config.data.update({'target': 'genres', 'user': 'title', 'item': 'movieId'})
+  config.data.details = ratings.replace('ratings.csv', 'about.csv')
+  with open(config.data.details, 'w', encoding='utf-8') as opened:
+    opened.write('id,title,genres\n1,A,War\n')
+  with pytest.raises(
+    errors.ConfigError, match=r"its items in 'movieId'; give both"
+  ):
+    _complete(config)
+
+
+def test_a_run_that_cannot_start_leaves_no_folder(tmp_path):
+  rows = [{'a': 'x' if i == 50 else i, 'b': i / 7} for i in range(80)]
+  _write(tmp_path / 'rows.csv', rows)
+  config = table_config.get_config(
+    f'data={tmp_path}/rows.csv,target=b,method=scratch'
+  )
+  with pytest.raises(errors.DataError, match='line 52'):
+    _run(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+  (tmp_path / 'mine').mkdir()
+  with pytest.raises(errors.DataError, match='line 52'):
+    _run(config, tmp_path / 'mine')
+  assert (tmp_path / 'mine').is_dir()
 
 
 def test_many_classes_are_worth_a_warning(tmp_path):

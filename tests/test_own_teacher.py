@@ -245,6 +245,7 @@ def test_a_module_that_is_not_there(build):
     ),
     ('output', 'td', "has an output alone, but method 'td' looks at hidden"),
     ('half', 'ld', 'only one of low and interpret'),
+    ('count', 'ld', "is 'count'; choose one of: "),
     ('number', 'ld', r'it is int; it must be a td_jax\.Frozen'),
     ('other', 'ld', r'fails on inputs \[b, 16, 16, 3\] float32: '),
     ('flat', 'ld', r'low state has shape \[b, 2, 2, 6\]'),
@@ -257,7 +258,7 @@ def test_a_function_that_does_not_fit(  # noqa: PLR0917
   module.raises = _raise
   module.half = lambda: whole._replace(interpret=None)
   module.output = lambda: td_jax.Frozen(whole.params, CNN().apply)
-  module.number = lambda: 3
+  module.number, module.count = lambda: 3, 3
   module.other = lambda: whole._replace(low=lambda params, x: x @ jnp.ones(5))
   module.flat = lambda: whole._replace(
     low=lambda params, x: whole.low(params, x).reshape(-1, 2, 2, 6),

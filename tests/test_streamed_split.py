@@ -109,6 +109,8 @@ def test_a_corrupt_image_is_named_or_left_out(split, vision_data, tmp_path):
   skipping = split(
     'train', dir=str(tmp_path), skip_corrupt=True, log=lines.append
   )
-  (batch,) = skipping.whole(count, whole)
-  assert batch.mask.sum() == count - 1
-  assert '004.png' in ' '.join(lines)
+  for _ in range(2):
+    (batch,) = skipping.whole(count, whole)
+    assert batch.mask.sum() == count - 1
+  (line,) = lines  # Of both evaluations.
+  assert '004.png' in line

@@ -64,6 +64,11 @@ def check(config: types.Config) -> None:
       "config.data.augment is 'none', but config.data.memory='stream' crops; "
       "choose augment='inception', or memory='device'."
     )
+  if data.skip_corrupt and data.memory != 'stream':
+    raise errors.ConfigError(
+      "config.data.skip_corrupt is True, but config.data.memory is 'device', which "
+      "decodes every image before the run; choose config.data.memory='stream'."
+    )
   if data.fixed_crops < 0 or (
     data.fixed_crops and (data.memory == 'stream' or data.augment == 'none')
   ):

@@ -109,8 +109,11 @@ class Records:
 
   def name(self, number: int) -> str:
     """Returns a description of record `number`, for messages."""
-    location = self._reader.location(number + self._start)
-    return f'record {number} of {self._title} ({location})'
+    return f'record {number} of {self._title} ({self.location(number)})'
+
+  def location(self, number: int) -> str:
+    """Returns the file that holds record `number`, for messages."""
+    return self._reader.location(number + self._start)
 
 
 class Dataset(NamedTuple):

@@ -1,7 +1,8 @@
 """The interface to what turns image files into pixels, ahead of the training.
 
 There are two: `tensorflow_decoding` and `pillow_decoding`. They resize alike, but
-their JPEG decoders round differently, by a few grey levels.
+their JPEG decoders round differently, by a few grey levels. Damage inside a JPEG is
+noticed by a decoder that meets it: TensorFlow does not look outside of a crop.
 """
 
 from collections.abc import Callable

@@ -207,6 +207,7 @@ class Stream:
     prefetch: int = 1,
     host: Host = _ONLY_HOST,
     skip_corrupt: bool = False,
+    skipped: dict[int, str] | None = None,
     log: types.Log = print,
   ):
     """Called by `training` and `evaluation`.
@@ -222,6 +223,8 @@ class Stream:
       host: Which slice of each batch to return.
       skip_corrupt: Replaces a corrupt image by zeros with mask 0 and lists it
         in `skipped`, instead of raising an error.
+      skipped: The list of streams that have read the same records; a warning
+        of an image is logged once.
       log: Receives warnings.
     """
     if batch_size % host.count:
@@ -229,7 +232,8 @@ class Stream:
         f'batch_size is {batch_size}, not a multiple of the {host.count} hosts.'
       )
     self.steps = steps
-    self.skipped: dict[int, str] = {}  # {record: why it is corrupt}
+    # {record: why it is corrupt}
+    self.skipped: dict[int, str] = {} if skipped is None else skipped
     self._records, self._positions = records, positions
     self._local = batch_size // host.count
     first = host.index * self._local
@@ -306,8 +310,8 @@ class Stream:
       # A disk, a network or anything else: the record itself may be intact.
       except Exception as error:
         raise errors.IOFailedError(
-          f'{self._records.name(number)} cannot be read:'
-          f' {errors.one_line(error)}'
+          f'{self._records.name(number)} cannot be read: {errors.reason(error)}.'
+          ' Once it can, the same command resumes.'
         ) from error
       else:
         batch['image'][row], batch['label'][row] = pixels, example.label
@@ -315,11 +319,11 @@ class Stream:
 
   def _report(self, number: int, reason: str) -> None:
     """Logs a corrupt image once, or raises a DataError."""
-    text = f'{self._records.name(number)} is corrupt: {reason}'
+    text = f'{self._records.name(number)} is corrupt: {errors.sentence(reason)}'
     if not self._skip_corrupt:
       raise errors.DataError(
-        f'{text}. config.data.skip_corrupt=True leaves such images out.'
+        f'{text} config.data.skip_corrupt=True leaves such images out.'
       )
     if number not in self.skipped:
       self.skipped[number] = reason
-      self._log(f'warning: {text}; left out, {len(self.skipped)} so far')
+      self._log(f'warning: {text} It is left out; {len(self.skipped)} so far.')

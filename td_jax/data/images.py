@@ -34,6 +34,7 @@ from td_jax.storage import paths
 
 _BLOCK = 4096  # Records that are read at a time.
 _FILES = 64  # Images of a folder that are decoded at a time.
+_MOST_NAMED = 5  # Further damaged images that a message names.
 _MAX_BYTES = 8 << 30  # The largest split that is held in memory.
 
 
@@ -205,25 +206,45 @@ def _decode_files(
 ) -> Iterator[tuple[np.ndarray, int]]:
   """(pixels, label) of the files of a folder, which Pillow decodes."""
 
-  def one(number: int) -> tuple[np.ndarray, int]:
+  damaged: dict[int, str] = {}
+
+  def one(number: int) -> tuple[np.ndarray, int] | None:
     try:
       [example] = source.read(np.array([number]))
       return convert(image_files.decode(example.image)), example.label
     except dataset_lib.CorruptError as e:
-      raise errors.DataError(
-        f'{source.name(number)} is corrupt: {e}. Replace or remove it.'
-      ) from e
+      damaged[number] = str(e)
+      return None
     # A failing disk or a missing file: the image itself may be intact.
     except OSError as e:
       raise errors.IOFailedError(
-        f'{source.name(number)} cannot be read: {errors.one_line(e)}'
+        f'{source.name(number)} cannot be read: {errors.reason(e)}.'
       ) from e
 
   # Pillow decodes outside of Python's lock.
   with futures.ThreadPoolExecutor(image_files.threads()) as pool:
     for start in range(0, len(source), _FILES):
       stop = min(start + _FILES, len(source))
-      yield from pool.map(one, range(start, stop))
+      for decoded in pool.map(one, range(start, stop)):
+        # After a damaged image the others are decoded only to name all such.
+        if decoded is not None and not damaged:
+          yield decoded
+  if damaged:
+    raise errors.DataError(_of_damaged(source, damaged))
+
+
+def _of_damaged(source: dataset_lib.Records, damaged: dict[int, str]) -> str:
+  """What to say of {record: why it cannot be decoded}."""
+  first, *others = sorted(damaged)
+  text = f'{source.name(first)} is corrupt: {errors.sentence(damaged[first])}'
+  if others:
+    names = ', '.join(source.location(each) for each in others[:_MOST_NAMED])
+    text += f' So are {len(others)} more: {names}'
+    text += ', ...' if len(others) > _MOST_NAMED else '.'
+  return (
+    f'{text} Replace or remove what is damaged; with '
+    "config.data.memory='stream', config.data.skip_corrupt=True leaves it out."
+  )
 
 
 def _decode_tfds(

@@ -203,7 +203,7 @@ def _find(data: types.Config, names: tuple[str, ...], log: types.Log) -> None:
   for key in ('categories', 'numbers'):
     for name in data[key]:
       errors.choose(f'config.data.{key}', name, names)
-  _check_roles(data)
+  _check_roles(data, of_items)
   if data.by == _AUTO:
     data.by = data.genres
     if not data.by:
@@ -215,8 +215,13 @@ def _find(data: types.Config, names: tuple[str, ...], log: types.Log) -> None:
     errors.choose('config.data.by', data.by, names)
 
 
-def _check_roles(data: types.Config) -> None:
-  """Raises a ConfigError for a column that is used twice."""
+def _check_roles(data: types.Config, of_items: tuple[str, ...]) -> None:
+  """Raises a ConfigError for a column that is used twice or absent from `details`."""
+  if data.item not in of_items and data.details:
+    raise errors.ConfigError(
+      f'{data.details} has the columns {", ".join(of_items)}, but {data.csv} has '
+      f'its items in {data.item!r}; give both columns the same name.'
+    )
   others = [data.user, data.item, *data.categories, *data.numbers]
   twice = [name for name in others if name and others.count(name) > 1]
   if data.target in (*others, data.time, data.by):
@@ -274,7 +279,7 @@ def _kind(data: types.Config) -> str:
     data.csv, text=[data.target], delimiter=data.delimiter, rows=_LOOK
   )
   column = look.text[data.target]
-  few = len({*column.values} - {*table_lib.MISSING}) <= 2
+  few = len(_classes(column.values)) <= 2
   are_numbers = _share_of_numbers(column) > _MOST
   return 'regression' if are_numbers and not few else 'classification'
 
@@ -387,12 +392,29 @@ def _target(
   if data.kind == 'regression':
     return columns.numbers[data.target].astype(np.float64), ()
   column = columns.text[data.target]
-  names = {*column.values} - {*table_lib.MISSING}
-  key = float if all(map(table_file.is_number, names)) else str
-  class_names = tuple(sorted(names, key=key))
-  number = {name: float(i) for i, name in enumerate(class_names)}
+  classes = _classes(column.values)
+  number = {name: float(i) for i, each in enumerate(classes) for name in each}
   of_value = np.asarray([number.get(value, np.nan) for value in column.values])
-  return of_value[column.numbers], class_names
+  return of_value[column.numbers], tuple(names[0] for names in classes)
+
+
+def _classes(values: list[str]) -> list[list[str]]:
+  """The spellings of each class, the shortest first: 1 and 1.0 are one class."""
+  names = sorted(
+    {*values} - {*table_lib.MISSING}, key=lambda name: (len(name), name)
+  )
+  key = _number if all(map(table_file.is_number, names)) else str
+  spellings: dict[int | float | str, list[str]] = {}
+  for name in names:
+    spellings.setdefault(key(name), []).append(name)
+  return [spellings[value] for value in sorted(spellings)]
+
+
+def _number(text: str) -> int | float:
+  try:
+    return int(text)  # Exact, however long.
+  except ValueError:
+    return float(text)
 
 
 def _fingerprint(table: table_lib.Table, tag_names: tuple[str, ...]) -> str:

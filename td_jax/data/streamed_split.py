@@ -24,6 +24,7 @@ class Split:
       log: Receives warnings.
     """
     self._records, self._data, self._log = records, data, log
+    self._skipped: dict[int, str] = {}  # Of all streams.
     # Each stream has threads and decodes ahead, so there is one for all steps
     # of a (seed, batch size, host).
     self._training: dict[tuple[int, int, int], host_pipeline.Stream] = {}
@@ -68,6 +69,7 @@ class Split:
     return {
       'host': host_pipeline.Host(host_slice.start // local, batch // local),
       'skip_corrupt': self._data.skip_corrupt,
+      'skipped': self._skipped,
       'log': self._log,
     }
 

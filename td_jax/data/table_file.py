@@ -21,6 +21,7 @@ from td_jax.storage import paths
 
 _BLOCK_BYTES = 1 << 22  # Of a CSV file.
 _BLOCK_ROWS = 1 << 16  # Of a Parquet file.
+_LONGEST_SHOWN = 60  # Characters of a value in a message.
 
 
 class Text(NamedTuple):
@@ -98,7 +99,7 @@ def read(
           ) from e
         except _BadValueError as e:
           raise errors.DataError(
-            f'{source.place(done + e.row)}: {name} is {e.value!r}, which is '
+            f'{source.place(done + e.row)}: {name} is {_shown(e.value)}, which is '
             f'{e.reason}.'
           ) from None
     done += len(block[next(iter(block))])
@@ -382,6 +383,14 @@ def _first_bad(
   return _BadValueError(
     row, text[row].as_py(), 'not of the same kind as others'
   )
+
+
+def _shown(value: Any) -> str:
+  """A value as messages show it."""
+  text = repr(value)
+  if len(text) <= _LONGEST_SHOWN:
+    return text
+  return f'{text[:_LONGEST_SHOWN]}... ({len(str(value)):,} characters)'
 
 
 def is_number(value: str | None) -> bool:

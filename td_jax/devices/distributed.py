@@ -62,8 +62,8 @@ def initialize(mode: str) -> None:
     )
   except Exception as e:  # Each kind of cluster raises errors of its own.
     raise errors.IOFailedError(
-      f'the other processes cannot be joined: {e}. Check that all of them run '
-      'and that the coordinator can be reached, or set --distributed=off.'
+      f'the other processes cannot be joined: {errors.sentence(e)} Check that '
+      'all of them run and that the coordinator can be reached, or set --distributed=off.'
     ) from e
 
 

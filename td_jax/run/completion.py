@@ -35,6 +35,13 @@ def complete(config: types.Config, *, log: types.Log) -> types.Config:
   config = config.copy_and_resolve_references()
   errors.choose('config.domain', config.domain, data.DOMAINS)
   if config.teacher.get('as_stored', False):
+    own = config.teacher.build or config.teacher.states
+    if not config.teacher.checkpoint and own:
+      raise errors.ConfigError(
+        f'config.teacher names {own!r}; give it after the colon, which also chooses a '
+        f'student for it: --config={config.name}:data=DIR,teacher=FILE.py:function, '
+        'or states=FILE.npz.'
+      )
     if not config.teacher.checkpoint:
       raise errors.ConfigError(
         f'{config.name} needs a teacher: give its weights as --config='
@@ -89,6 +96,11 @@ def _stored(
     settings, scale = describe(folder)
   else:
     if not (paths.as_path(folder) / workdir.CONFIG).exists():
+      if folder.endswith('.py'):
+        raise errors.ConfigError(
+          f'the teacher {folder!r} lacks the function that makes it; write '
+          f'teacher={folder}:function.'
+        )
       raise errors.DataError(
         f'the teacher {folder!r} is neither published weights (a .npz file, or a '
         'folder with config.json and model.safetensors) nor the folder of a run; '

@@ -239,7 +239,7 @@ def _restore(
   if record.get('unlabelled', '') != task.unlabelled_fingerprint:
     raise errors.DataError(
       f'{path} was trained with other unlabelled examples; choose another '
-      '--workdir, or config.data.unlabelled as it was.'
+      'workdir, or the unlabelled examples as they were.'
     )
   for name, sample in record.get('samples', {}).items():
     now = experiment.samples.get(name, ())
@@ -248,7 +248,7 @@ def _restore(
       raise errors.DataError(
         f'{path} has learnt from a teacher that answered otherwise: '
         f'{_few(sample)} to the first examples, and now {_few(now)}. Choose another '
-        '--workdir, or the teacher as it was.'
+        'workdir, or the teacher as it was.'
       )
   pending = {
     name: np.asarray(values, np.float32)

