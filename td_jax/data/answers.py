@@ -137,6 +137,6 @@ def _opened(path: str) -> Iterator[Any]:
       yield file
   except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as e:
     raise errors.DataError(
-      f"the teacher's answers {path} cannot be read: {errors.one_line(e)}. Write "
+      f"the teacher's answers {path} cannot be read: {errors.reason(e)}. Write "
       'them with numpy.savez.'
     ) from e
