@@ -35,6 +35,7 @@ def _config(**changes):
     {
       'name': 'adamw',
       'learning_rate': 0.1,
+      'method_learning_rate': 0.0,
       'warmup': 0,
       'decay': 'constant',
       'weight_decay': 0.0,
@@ -211,6 +212,35 @@ def test_groups_rest_in_their_stages(name, stages, student, method):
     # The student's moments are those of its own two updates.
     plain = _updates(config, [grads] * 2, params=params)
     _near(seen[4]['student'], plain[2]['student'])
+
+
+@pytest.mark.parametrize('name', ['adamw', 'sgd'])
+@pytest.mark.parametrize('stages', [(0, 0), (1, 2)])
+def test_a_method_may_have_a_rate_of_its_own(name, stages):
+  """It moves as with this rate for all, and the student as without."""
+  grads = [
+    {
+      'student': {'kernel': [[0.5, -0.25]], 'bias': [0.5 / (i + 1)]},
+      'method': {'kernel': [[0.1 - 0.3 * i]]},
+    }
+    for i in range(5)
+  ]
+
+  def run(**rates):
+    config = _config(
+      name=name, decay='cosine', warmup=2, weight_decay=0.1, **rates
+    )
+    return _updates(config, grads, stages=stages)[-1]
+
+  both = run(learning_rate=0.1, method_learning_rate=0.3)
+  slow, fast = run(learning_rate=0.1), run(learning_rate=0.3)
+  for group, other in (('student', slow), ('method', fast)):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5),
+      both[group],
+      other[group],
+    )
+  assert not np.allclose(both['method']['kernel'], slow['method']['kernel'])
 
 
 def test_an_unknown_optimizer_is_refused_with_the_nearest_name():

@@ -272,6 +272,9 @@ def optimizer() -> types.Config:
   cfg: Any = ml_collections.ConfigDict()
   cfg.name = 'adamw'  # adamw or sgd.
   cfg.learning_rate = 1e-3  # The peak.
+  # The peak for a method's own parameters, such as encoders and decoders, which
+  # start at random; 0: as above.
+  cfg.method_learning_rate = 0.0
   cfg.warmup = 100  # Steps of linear warm-up.
   cfg.decay = 'cosine'  # cosine or constant, after the warm-up.
   cfg.weight_decay = 0.0  # On matrices and embedding tables only.

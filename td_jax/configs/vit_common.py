@@ -123,6 +123,9 @@ def small(method: str, *, teacher: str) -> Any:
   cfg.student_head = 'probe'
   cfg.distill.hidden = cfg.distill.message = 256
   cfg.distill.weights.update(_LAPTOP_WEIGHTS.get(method, {}))
+  # Encoders and decoders start at random: at the rate of the copied blocks they
+  # would hardly learn.
+  cfg.optim.method_learning_rate = 1e-3
   cfg.optim.warmup = 50
   cfg.steps_per_dispatch, cfg.log_every, cfg.eval_every = 20, 20, 40
   return cfg

@@ -20,6 +20,7 @@ COLUMNS = {'movielens': movielens.GENRES, 'images': tuple(_IMAGES)}
 BASELINE_METHODS = ('scratch', 'ld', 'fd', 'fitnet', 'hybrid')
 LONGER = 'scratch, as long as td'
 RANDOM = 'scratch, random'  # Images: no layer comes from the teacher.
+ONE_RATE = 'td, one rate'  # Images: encoders learn as slowly as copied blocks.
 L2 = 'ld, l2'  # Images: the paper's distance between outputs; elsewhere KL.
 # How many times longer TD trains than scratch, rounded: the time of a step in
 # results/speed_movielens.json, and the seconds per seed in results/images.jsonl.
@@ -30,6 +31,7 @@ NAMES = {
   ('images', 'scratch'): "task only, from the teacher's blocks",
   ('images', LONGER): 'task only, as long as td',
   ('images', RANDOM): 'scratch',
+  ('images', ONE_RATE): 'td, encoders at the rate of the copied blocks',
 }
 _NOISE = 0.1  # Section 6.5.
 # Shares of the steps in which the student, and then the encoders and decoders,
@@ -48,6 +50,7 @@ _CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     },
   ),
   L2: ('ld', {'distill.logit_distance': 'l2'}),
+  ONE_RATE: ('td', {'optim.method_learning_rate': 0.0}),
   'td_ld, k=0': ('td_ld', {'k': 0}),
   'td_ld, k=2': ('td_ld', {'k': 2}),
   'td, k=0': ('td', {'k': 0}),

@@ -275,7 +275,13 @@ def _check_learner(
       f'{name}.optim.learning_rate is {config.optim.learning_rate}; it must '
       'be above 0.'
     )
-  for field in ('warmup', 'weight_decay', 'clip', 'skip_loss_above'):
+  for field in (
+    'method_learning_rate',
+    'warmup',
+    'weight_decay',
+    'clip',
+    'skip_loss_above',
+  ):
     _check_at_least(config, f'optim.{field}', 0, name)
   if 0 < config.optim.skip_loss_above <= 1:
     raise errors.ConfigError(

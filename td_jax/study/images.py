@@ -52,11 +52,12 @@ class Regime(NamedTuple):
     return f'{labels}, {self.unlabelled}'
 
 
-# {row: the method whose weights it has}: they run in one regime. What rounds do
-# for TD alone is in table 6.
-_ABLATIONS = {f'td_ld, k={k}': 'td_ld' for k in (0, 2)}
-# Where the rounds of the conversation are compared.
-_ROUNDS = Regime(_TUNED, 'rest')
+# {row: the method whose weights it has}. What rounds do for TD alone is in table 6.
+_ABLATIONS = {
+  'td_ld, k=0': 'td_ld',
+  'td_ld, k=2': 'td_ld',
+  table_specs.ONE_RATE: 'td',
+}
 # What runs with other numbers of labels.
 _CURVES = (
   ('none', 'ld'),
@@ -92,9 +93,12 @@ def rows() -> list[tuple[Regime, str]]:
     for source in ('none', 'rest')
     for row in (*search.METHODS, table_specs.L2)
   ]
-  rounds = [(_ROUNDS, row) for row in _ABLATIONS]
+  ablations = [
+    (Regime(_TUNED, 'rest' if method == 'td_ld' else 'none'), row)
+    for row, method in _ABLATIONS.items()
+  ]
   # The rows of the curves come first, so that the figure is there early.
-  return list(dict.fromkeys(labels_alone + curves + methods + rounds))
+  return list(dict.fromkeys(labels_alone + curves + methods + ablations))
 
 
 def tuned_as(regime: Regime, row: str) -> tuple[Regime, str]:

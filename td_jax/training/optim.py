@@ -131,6 +131,9 @@ def build(
     schedule of its learning rate is shorter by that many steps.
   """
   optimizer = _build(config, steps, stages)
+  if config.method_learning_rate:
+    factor = config.method_learning_rate / config.learning_rate
+    optimizer = optax.chain(optimizer, _times('method', factor))
   if config.skip_loss_above:
     return skip_spikes(optimizer, config.skip_loss_above)
   return optimizer
@@ -178,6 +181,17 @@ def _build(
   # towards the norm that is clipped.
   silence = each_group(lambda steps: optax.identity())
   return optax.chain(silence, clip, each_group(rule))
+
+
+def _times(group: str, factor: float) -> optax.GradientTransformation:
+  """Multiplies the updates of a group, which acts as a larger learning rate."""
+
+  def update(updates: types.PyTree, params: types.PyTree) -> types.PyTree:
+    del params  # The factor is a constant.
+    scaled = jax.tree.map(lambda leaf: factor * leaf, updates[group])
+    return {**updates, group: scaled}
+
+  return optax.stateless(update)
 
 
 def _outside(start: int, stop: int) -> Callable[..., types.Array]:
