@@ -1,6 +1,7 @@
 """Hidden labels, and examples that are seen without one."""
 
 import functools
+import itertools
 
 import conftest
 import jax
@@ -373,6 +374,35 @@ def test_images_keep_labels_of_each_class(image_config):
   assert few.fingerprint == whole.fingerprint
 
 
+def test_mixtures_of_labelled_images(image_config):
+  few = {'data.labels.per_class': 2, 'data.unlabelled.source': 'mixtures'}
+  task = _image_task(image_config(**few))
+  mixed = task.unlabelled.split
+  count = 10 * len(task.train.y)
+  assert mixed.x.shape == (count, *task.train.x.shape[1:])
+  assert task.metadata['unlabelled'] == count and not mixed.y.any()
+  kept = task.train.x.reshape(len(task.train.y), -1).astype(np.float64)
+  shares = []
+  for image in mixed.x.reshape(count, -1)[:20]:
+    # Of each pair the shares that fit best; one pair fits up to rounding.
+    fits = []
+    for a, b in itertools.product(kept, kept):
+      gap = ((a - b) ** 2).sum()
+      share = ((image - b) @ (a - b)) / gap if gap else 1.0
+      missed = np.abs(share * a + (1 - share) * b - image).max()
+      fits.append((missed, share))
+    missed, share = min(fits)
+    assert missed <= 1 and -0.01 <= share <= 1.01
+    shares.append(share)
+  assert np.std(shares) > 0.15
+  same = _image_task(image_config(**few)).unlabelled.split
+  np.testing.assert_array_equal(same.x, mixed.x)
+  other = _image_task(image_config(**few, **{'data.labels.draw': 1}))
+  assert not np.array_equal(other.unlabelled.split.x, mixed.x)
+  some = _image_task(image_config(**few, **{'data.unlabelled.mixtures': 7}))
+  assert len(some.unlabelled.split.y) == 7
+
+
 def test_fixed_crops_of_both_parts(image_config):
   task = _image_task(
     image_config(
@@ -458,13 +488,21 @@ def test_a_fitted_head_needs_blocks_of_the_teacher(image_config):
     config_lib.validate(config)
 
 
-@pytest.mark.parametrize('memory', ['device', 'stream'])
+@pytest.mark.parametrize('memory', ['device', 'mixtures', 'stream'])
 def test_images_train_with_unlabelled_ones(image_config, tmp_path, memory):
   """From the config to the scores, with cached states or streamed."""
   if memory == 'device':
     settings = {
       'data.labels.per_class': 2,
       'data.unlabelled.source': 'rest',
+      'teacher.cache': True,
+      'data.augment': 'none',
+    }
+  elif memory == 'mixtures':
+    settings = {
+      'data.labels.per_class': 2,
+      'data.unlabelled.source': 'mixtures',
+      'data.unlabelled.mixtures': 18,
       'teacher.cache': True,
       'data.augment': 'none',
     }
@@ -532,7 +570,18 @@ def test_a_folder_without_classes(image_config, tmp_path):
     ({'data.labels.share': 0.0}, 'share is 0.0; it is the share'),
     ({'data.labels.draw': -1}, 'draw is -1'),
     ({'data.unlabelled.share': 1.0}, 'above 0 and below 1'),
-    ({'data.unlabelled.source': 'pairs'}, 'choose one of: dataset, none, rest'),
+    ({'data.unlabelled.source': 'pairs'}, 'one of: dataset, mixtures, none'),
+    ({'data.unlabelled.mixtures': -1}, 'mixtures is -1'),
+    (
+      {
+        'data.memory': 'stream',
+        'data.limit': 0,
+        'data.augment': 'inception',
+        'teacher.cache': False,
+        'data.unlabelled.source': 'mixtures',
+      },
+      'mixes images in memory',
+    ),
     ({'data.unlabelled.source': 'rest'}, 'all labels are kept'),
     ({'data.unlabelled.source': 'dataset'}, "split is ''; name a split"),
     (

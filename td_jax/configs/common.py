@@ -219,7 +219,8 @@ def few_labels(domain: str) -> types.Config:
   cfg.labels.draw = 0
   cfg.unlabelled = ml_collections.ConfigDict()
   # none, rest (the examples whose labels are hidden or absent), for ratings pairs
-  # (random pairs of a user and a movie), or for images dataset (the keys below).
+  # (random pairs of a user and a movie), or for images dataset (the keys below) or
+  # mixtures (of two labelled images each).
   cfg.unlabelled.source = 'none'
   cfg.unlabelled.share = 0.5  # Share of a batch without labels.
   if domain in ('movielens', 'table'):
@@ -233,6 +234,7 @@ def few_labels(domain: str) -> types.Config:
   elif domain == 'images':
     # Number of labels kept in each class, in place of a share; 0: by `share`.
     cfg.labels.per_class = 0
+    cfg.unlabelled.mixtures = 0  # Their number; 0: ten for each labelled image.
     # Another dataset or split, as in the keys of the same names above.
     cfg.unlabelled.dataset, cfg.unlabelled.split = '', ''
     cfg.unlabelled.dir = ''  # Likewise.

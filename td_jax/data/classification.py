@@ -19,6 +19,7 @@ from td_jax.data import feed
 from td_jax.data import image_folder
 from td_jax.data import images
 from td_jax.data import labels as label_lib
+from td_jax.data import mixtures
 from td_jax.data import preprocess
 from td_jax.data import records
 from td_jax.data import streamed_split
@@ -28,7 +29,10 @@ from td_jax.storage import files
 TASK_LOSS = 'cross_entropy'
 _CHOICES = {'memory': ('device', 'stream'), 'augment': ('inception', 'none')}
 _SPLITS = ('train', 'validation', 'test')
-_UNLABELLED = ('none', 'rest', 'dataset')
+_UNLABELLED = ('none', 'rest', 'dataset', 'mixtures')
+_PER_IMAGE = (
+  10  # Mixtures for each labelled image, if their number is not given.
+)
 
 
 class Dataset(NamedTuple):
@@ -47,7 +51,7 @@ def check(config: types.Config) -> None:
   for field, choices in _CHOICES.items():
     errors.choose(f'config.data.{field}', data[field], choices)
   _check_preprocessing(data)
-  _check_labels(data)
+  _check_labels(data, config.teacher.states)
   if config.test and not data.test:
     raise errors.ConfigError(
       "config.data.test is '', but config.test is True; name a split, or set "
@@ -138,6 +142,8 @@ def task(config: types.Config, dataset: Dataset) -> task_lib.Task:
     train, rest = _hide_labels(train, data)
     if data.unlabelled.source == 'rest':
       unlabelled = rest
+    if data.unlabelled.source == 'mixtures':
+      unlabelled = _mixtures(train, data)
     train, unlabelled = (_repeated(s, data) for s in (train, unlabelled))
   return task_lib.Task(
     name=data.dataset,
@@ -169,7 +175,7 @@ def task(config: types.Config, dataset: Dataset) -> task_lib.Task:
   )
 
 
-def _check_labels(data: types.Config) -> None:
+def _check_labels(data: types.Config, states: str) -> None:
   label_lib.check(data, _UNLABELLED)
   count, source = data.labels.per_class, data.unlabelled.source
   if count < 0 or (count and data.labels.share < 1):
@@ -177,6 +183,17 @@ def _check_labels(data: types.Config) -> None:
       f'config.data.labels.per_class is {count}, and config.data.labels.share '
       f'is {data.labels.share}; give a number of labels in each class, or a '
       'share, and leave the other at 0 or 1.0.'
+    )
+  if source == 'mixtures' and (data.memory == 'stream' or states):
+    raise errors.ConfigError(
+      "config.data.unlabelled.source is 'mixtures', which mixes images in memory and "
+      "asks the teacher about them; it needs config.data.memory='device' and no "
+      'config.teacher.states.'
+    )
+  if data.unlabelled.mixtures < 0:
+    raise errors.ConfigError(
+      f'config.data.unlabelled.mixtures is {data.unlabelled.mixtures}; it must be at '
+      f'least 1, or 0 for {_PER_IMAGE} for each labelled image.'
     )
   if data.memory == 'stream' and (
     count or data.labels.share < 1 or source == 'rest'
@@ -323,6 +340,19 @@ def _hide_labels(
   return tuple(
     jax.tree.map(lambda leaf, rows=rows: leaf[rows], train)
     for rows in (ids, rest)
+  )
+
+
+def _mixtures(train: types.Batch, data: types.Config) -> types.Batch:
+  """Mixtures of two labelled images each, without a label."""
+  count = data.unlabelled.mixtures or _PER_IMAGE * len(train.y)
+  title = f'config.data.unlabelled.mixtures={count}'
+  mixed = images.allocate(count, train.x[0], title)
+  mixtures.mixtures(train.x, mixed, seed=data.labels.draw)
+  return types.Batch(
+    x=mixed,
+    y=np.zeros(count, train.y.dtype),
+    mask=np.ones(count, np.float32),
   )
 
 

@@ -189,7 +189,7 @@ def _stack(
   images, labels = np.empty(0), np.empty(len(source), np.int32)
   for row, (image, label) in enumerate(decoded):
     if not row:
-      images = _allocate(len(source), image, f'{dataset.name} {split}')
+      images = allocate(len(source), image, f'{dataset.name} {split}')
     if image.shape != images.shape[1:]:
       raise _OtherSizeError(
         f'{source.name(row)} has shape {image.shape}, but record 0 has '
@@ -296,8 +296,12 @@ def _raise_first(source: dataset_lib.Records, ids: np.ndarray) -> None:
       ) from error
 
 
-def _allocate(count: int, image: np.ndarray, title: str) -> np.ndarray:
-  """Returns memory for `count` images like `image`, if it is not too much."""
+def allocate(count: int, image: np.ndarray, title: str) -> np.ndarray:
+  """Memory for `count` images like `image`: uint8 [count, h, w, 3].
+
+  Raises:
+    errors.DataError: It is too much; the message calls the images `title`.
+  """
   size = count * image.size
   if size > _MAX_BYTES:
     raise errors.DataError(
