@@ -11,7 +11,7 @@ _SLOW = """
   import hashlib, sys, time
   from td_jax.run import preemption
 
-  watch = preemption.Watch(patience=0.3)
+  watch = preemption.Watch(patience=1.0)
   watch.workdir, watch.state = 'runs/x', 'the last save is of step 7'
 
   def work(rounds):
