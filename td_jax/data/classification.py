@@ -30,9 +30,8 @@ TASK_LOSS = 'cross_entropy'
 _CHOICES = {'memory': ('device', 'stream'), 'augment': ('inception', 'none')}
 _SPLITS = ('train', 'validation', 'test')
 _UNLABELLED = ('none', 'rest', 'dataset', 'mixtures')
-_PER_IMAGE = (
-  10  # Mixtures for each labelled image, if their number is not given.
-)
+# Mixtures for each labelled image, if their number is not given.
+_PER_IMAGE = 10
 
 
 class Dataset(NamedTuple):
