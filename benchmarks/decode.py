@@ -7,8 +7,8 @@ them as a folder, as array_record and as tfrecord, and streams them as training
 and evaluation do, on one core and on all cores: with TensorFlow, and the folder
 also with Pillow, and with Grain if it is installed (pip install grain). `bare`
 decodes the same images in one thread without a pipeline. `images_per_cpu_s` is the
-rate of one core. Where `cores_busy` is below `cores`, other work used the rest of the machine, and
-an idle machine would reach more `images_per_s`.
+rate of one core. Where `cores_busy` is below `cores`, other work used the rest of the
+machine, and an idle machine would reach more `images_per_s`.
 
 Then it times `preprocess.augment` on batches in memory, from 32 x 32 to 56 x 56
 pixels, on JAX's default device.

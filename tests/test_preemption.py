@@ -11,7 +11,7 @@ _SLOW = """
   import hashlib, sys, time
   from td_jax.run import preemption
 
-  watch = preemption.Watch(patience=1.0)
+  watch = preemption.Watch(patience=0.8)
   watch.workdir, watch.state = 'runs/x', 'the last save is of step 7'
 
   def work(rounds):
@@ -26,7 +26,7 @@ _ENDS = {
   # A save is finished first, and the loop then answers itself.
   """
   with watch.saving():
-    work(3e6)
+    work(8e6)
     print('saved', flush=True)
   time.sleep(0.1)
   try:
@@ -38,7 +38,7 @@ _ENDS = {
   # After a save the loop has to see the signal.
   """
   with watch.saving():
-    work(2e6)
+    work(6e6)
   work(1e9)
   """: (75, 'error: SIGTERM: the last save is of step 7'),
 }

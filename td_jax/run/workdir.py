@@ -64,13 +64,12 @@ class Workdir:
       self._lock = open(self.path / _LOCK, 'a+')
     # TensorFlow's errors of buckets are no OSErrors.
     except Exception as e:
-      reason = e.strerror if isinstance(e, OSError) else None
+      reason = errors.reason(e)
       if isinstance(e, FileExistsError):
         reason = 'it is a file, not a folder'
       raise errors.IOFailedError(
-        f'--workdir={self.path} cannot be written: '
-        f'{reason or errors.one_line(e)}. Choose another folder or mend its '
-        'permissions.'
+        f'--workdir={self.path} cannot be written: {reason}. Choose another '
+        'folder or mend its permissions.'
       ) from e
     try:
       fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -85,8 +84,8 @@ class Workdir:
     """Releases the lock, and removes a new folder that has remained empty."""
     if not self._lock:
       return
-    if self._is_new and os.listdir(self.path) == [_LOCK]:
-      with contextlib.suppress(OSError):  # Another run may just enter it.
+    with contextlib.suppress(OSError):  # Another run may just enter it.
+      if self._is_new and os.listdir(self.path) == [_LOCK]:
         (self.path / _LOCK).unlink()
         self.path.rmdir()
     self._lock.close()
