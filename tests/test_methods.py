@@ -40,7 +40,7 @@ pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
 N, B = 48, 8
 SEEDS = 2
 CLASSES = 4
-LEARN_STEPS = 120
+LEARN_STEPS = 240
 _SIZES = {'users': 7, 'movies': 6, 'words': 5, 'id_width': 3, 'bag_width': 2}
 
 
@@ -159,6 +159,9 @@ CASES = METHOD_CASES | {
   'fd, teacher': Case('fd', {'distill.feature_target': 'teacher'}),
   'fitnet, original': Case('fitnet', {'distill.hint_direction': 'original'}),
   'td, k=0': Case('td', {'k': 0}),
+  'td, standardised': Case('td', {'distill.states': 'standardised', 'k': 2}),
+  'td, held': Case('td', {'distill.interact_teaches': 'student'}),
+  'ask, inputs': Case('ask', {'distill.questions': 'inputs'}),
   'td, low': Case('td', {'distill.student_encodes': 'low'}),
   'td, rich': Case('td', _RICH),
 }
@@ -319,9 +322,10 @@ def _state(parts):
 
   def draw(path, leaf):
     values = rng.normal(size=(SEEDS, *leaf.shape)).astype(np.float32)
-    if len(leaf.shape) > 1:
+    name = jax.tree_util.keystr(path)
+    if len(leaf.shape) > 1 and 'mean' not in name:
       return values / np.sqrt(leaf.shape[0]).astype(np.float32)
-    return 0.1 * values + ('scale' in jax.tree_util.keystr(path))
+    return 0.1 * values + ('scale' in name)
 
   # The student is drawn first, so that it is the same for every method.
   student = jax.tree_util.tree_map_with_path(draw, made.params['student'])
@@ -808,7 +812,7 @@ def _lesson(student, teacher):
 
   def side(shapes):
     states = types.States(*(jnp.ones((B, *shape)) for shape in shapes))
-    return split.Side(states, jnp.ones(B), lambda low, key: low)
+    return split.Side(states, jnp.ones(B), *[lambda state, key: state] * 2)
 
   return methods.Lesson(
     student=side(student),

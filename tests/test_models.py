@@ -142,13 +142,15 @@ def test_a_precomputed_side_interprets_with_the_live_network(cut):
 def test_interpreting_reads_the_middle_layers_only(cut):
   model, variables = _model(split=cut), _variables()
   low = jnp.ones((B, HIDDEN[cut[0] - 1]))
-  high = split.interpreter(model, variables, train=False)(low, None)
+  high = split.part(model, variables, 'interpret', train=False)(low, None)
   middle = [f'layers_{i}' for i in range(*cut)]
   noisy = {
     name: tree if name in middle else jax.tree.map(lambda v: v + 1e3, tree)
     for name, tree in variables['params'].items()
   }
-  again = split.interpreter(model, {'params': noisy}, train=False)(low, None)
+  again = split.part(model, {'params': noisy}, 'interpret', train=False)(
+    low, None
+  )
   np.testing.assert_array_equal(again, high)
 
 

@@ -13,6 +13,7 @@ from td_jax import types
 from td_jax.paper import table_specs
 from td_jax.run import config as config_lib
 from td_jax.storage import results_log
+from td_jax.study import design as design_lib
 from td_jax.study import few_labels
 from td_jax.study import finished as finished_lib
 from td_jax.study import images
@@ -307,7 +308,7 @@ def test_the_best_weights_have_the_best_mean_of_both_genres():
     )
   ]
   for order in itertools.permutations(trials):
-    assert few_labels.best(ratings, order) == {
+    assert design_lib.best(ratings, order) == {
       (FEW, 'ld'): {'distill.weights.logit': 3.0}
     }
 
@@ -341,7 +342,7 @@ def test_the_study_resumes(tmp_path, monkeypatch):
   monkeypatch.setattr(ratings, 'teacher_config', shrunk(ratings.teacher_config))
 
   def run():
-    study = few_labels.Study(
+    study = design_lib.Study(
       ratings,
       tmp_path / 'work',
       tmp_path / 'results',

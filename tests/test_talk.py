@@ -562,6 +562,7 @@ def test_talking_weighs_the_three_losses(encodes_high):
       interpret=lambda low, key: nn.relu(
         layer.apply(weights[f'{name}_layer'], low)
       ),
+      output_of=lambda high, key: high,
     )
 
   lesson = base.Lesson(

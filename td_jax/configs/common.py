@@ -292,13 +292,15 @@ def distill(**weights: Any) -> types.Config:
   cfg: Any = ml_collections.ConfigDict()
   cfg.weights = ml_collections.ConfigDict()
   # Each weight is a number, or knots such as ((0, 1.0), (500, 0.0)).
-  cfg.weights.logit = anything(1.0)  # LD, Hybrid, TD + LD.
+  cfg.weights.logit = anything(1.0)  # LD, Hybrid, TD + LD, mixing, asking.
   cfg.weights.dkd = anything(1.0)  # DKD.
   cfg.weights.feature = anything(1.0)  # FD, Hybrid.
   cfg.weights.hint = anything(1.0)  # FitNet.
   cfg.weights.interact = anything(1.0)  # TD: L_interact.
   cfg.weights.message = anything(1.0)  # TD: L_MC.
   cfg.weights.state = anything(1.0)  # TD: L_SC.
+  cfg.weights.mix = anything(1.0)  # Mixing.
+  cfg.weights.ask = anything(1.0)  # Asking.
   cfg.weights.update(weights)
   cfg.hidden = 256  # Width of the ReLU layer of encoders and decoders.
   cfg.message = 128  # Width of a message.
@@ -312,6 +314,14 @@ def distill(**weights: Any) -> types.Config:
   # the student just interpreted (Algorithm 1); original: its states on the
   # input (section 3.3).
   cfg.interact_target = 'chained'
+  # TD: what L_interact trains. both: the student and, through the answer, the
+  # encoders and decoders; student: the student alone, the answer is held constant.
+  cfg.interact_teaches = 'both'
+  # FD, FitNet, TD: compare states as they are (raw), or in units of the spread of
+  # each dimension, as measured at the start (standardised).
+  cfg.states = 'raw'
+  # Asking: about states between two inputs (between), or the inputs' own (inputs).
+  cfg.questions = 'between'
   cfg.student_encodes = 'low_and_high'  # TD: or low, for one-sided messages.
   # TD: noise on the state that the teacher interprets, in units of its RMS. The
   # paper's ablation has 0.1.

@@ -9,6 +9,7 @@ import functools
 
 from td_jax import errors
 from td_jax import types
+from td_jax.methods import asking
 from td_jax.methods import base
 from td_jax.methods import channel
 from td_jax.methods import dkd
@@ -16,7 +17,9 @@ from td_jax.methods import feature
 from td_jax.methods import hint
 from td_jax.methods import logit
 from td_jax.methods import losses
+from td_jax.methods import mixing
 from td_jax.methods import schedules
+from td_jax.methods import standardised
 from td_jax.methods import talking
 from td_jax.methods import task
 from td_jax.methods.base import Lesson as Lesson
@@ -32,6 +35,12 @@ def _distance(name: str, distill: types.Config) -> losses.Distance:
   if name == 'kl':
     return functools.partial(losses.kl, temperature=distill.temperature)
   return losses.DISTANCES[name]
+
+
+def _in_units(method: base.Method, distill: types.Config) -> base.Method:
+  if distill.states == 'raw':
+    return method
+  return standardised.standardised(method)
 
 
 def _logit(config: types.Config, weigh: Weigh) -> Term:
@@ -53,29 +62,30 @@ def _dkd(config: types.Config, weigh: Weigh) -> Term:
 
 def _feature(config: types.Config, weigh: Weigh) -> Term:
   distill = config.distill
-  return weigh(distill.weights.feature), feature.feature(
+  method = feature.feature(
     encoder=channel.Encoder(
       hidden=distill.hidden, message=distill.message, dropout=distill.dropout
     ),
     distance=_distance(distill.distance, distill),
     fixed_teacher=distill.feature_target == 'teacher',
   )
+  return weigh(distill.weights.feature), _in_units(method, distill)
 
 
 def _hint(config: types.Config, weigh: Weigh) -> Term:
   distill = config.distill
-  return weigh(distill.weights.hint), hint.hint(
+  method = hint.hint(
     hidden=distill.hidden,
     dropout=distill.dropout,
     distance=_distance(distill.distance, distill),
     original=distill.hint_direction == 'original',
   )
+  return weigh(distill.weights.hint), _in_units(method, distill)
 
 
 def _talking(config: types.Config, weigh: Weigh) -> Term:
   distill = config.distill
-  # Its three losses have weights of their own.
-  return 1.0, talking.talking(
+  method = talking.talking(
     weights=talking.Weights(
       interact=weigh(distill.weights.interact),
       message=weigh(distill.weights.message),
@@ -88,10 +98,31 @@ def _talking(config: types.Config, weigh: Weigh) -> Term:
     student_encodes_high=distill.student_encodes == 'low_and_high',
     k=config.k,
     original_target=distill.interact_target == 'original',
+    hold_answer=distill.interact_teaches == 'student',
     noise=distill.noise,
     remat=distill.remat,
     unroll=distill.unroll,
   )
+  # Its three losses have weights of their own.
+  return 1.0, _in_units(method, distill)
+
+
+def _asking(config: types.Config, weigh: Weigh) -> Term:
+  distill = config.distill
+  method = asking.asking(
+    hidden=distill.hidden,
+    message=distill.message,
+    dropout=distill.dropout,
+    distance=_distance(distill.logit_distance, distill),
+    between=distill.questions == 'between',
+  )
+  return weigh(distill.weights.ask), standardised.standardised(method)
+
+
+def _mixing(config: types.Config, weigh: Weigh) -> Term:
+  distill = config.distill
+  distance = _distance(distill.logit_distance, distill)
+  return weigh(distill.weights.mix), mixing.mixing(distance)
 
 
 METHODS: dict[str, dict[str, Callable[[types.Config, Weigh], Term]]] = {
@@ -103,6 +134,8 @@ METHODS: dict[str, dict[str, Callable[[types.Config, Weigh], Term]]] = {
   'hybrid': {'logit': _logit, 'feature': _feature},
   'td': {'talk': _talking},
   'td_ld': {'logit': _logit, 'talk': _talking},
+  'mix': {'logit': _logit, 'mix': _mixing},
+  'ask': {'logit': _logit, 'ask': _asking},
 }
 
 

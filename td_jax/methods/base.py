@@ -64,6 +64,8 @@ class Need(enum.Enum):
   # `combine` leaves examples without a label out of such a term.
   LABELS = 'a label of each example'
   CLASS_LABELS = 'labels that are classes'
+  # The lesson of `init` then has many examples in place of one.
+  STATISTICS = 'statistics of the hidden states'
   SAME_TOKENS = 'states with the same tokens on both sides'
   ROUNDS = 'config.k, the rounds of the conversation'
 

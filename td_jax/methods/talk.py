@@ -53,6 +53,7 @@ def converse(
   k: int,
   distance: losses.Distance = losses.l2,
   original_target: bool = False,
+  hold_answer: bool = False,
   noise: float = 0.0,
   remat: bool = False,
   unroll: bool = True,
@@ -68,6 +69,8 @@ def converse(
     original_target: Compare all iterations with the student's states on x, as
       in section 3.3. By default iteration i > 0 compares with the states that
       the student interpreted just before (Algorithm 1, line 17).
+    hold_answer: Let L_interact change the student's states alone: the decoded
+      answer is a constant in it.
     noise: Standard deviation of the Gaussian noise on the state that the
       teacher interprets, in units of that state's RMS (section 6.5).
     remat: Recompute an iteration in the backward pass, to save memory.
@@ -106,7 +109,8 @@ def converse(
     interpreted = types.States(low_h, teacher.interpret(low_h, key(i, 5)))
     answer = teacher.encode(interpreted, key(i, 6))
     decoded_g = student.decode(answer, key(i, 7))
-    cost = losses.between_states(distance, target, decoded_g)
+    constant = lax.stop_gradient(decoded_g) if hold_answer else decoded_g
+    cost = losses.between_states(distance, target, constant)
     return answer, decoded_g, cost
 
   def follow_up(

@@ -58,8 +58,8 @@ def talking(
     distance: d of all three losses.
     student_encodes_high: Whether the student encodes its high state too; if
       not, its messages come from its low state alone (section 6.1).
-    **conversation: Passed to `talk.converse`: k, original_target, noise, remat,
-      unroll.
+    **conversation: Passed to `talk.converse`: k, original_target, hold_answer,
+      noise, remat, unroll.
   """
   encoder = channel.Encoder(hidden=hidden, message=message, dropout=dropout)
 

@@ -19,6 +19,7 @@ from td_jax import errors
 from td_jax import types
 from td_jax.models import layers
 
+# (state, dropout key or None) -> the next state, or the output.
 Interpret = Callable[[types.Hidden, types.Key | None], types.Hidden]
 
 
@@ -60,7 +61,8 @@ class Side(NamedTuple):
 
   states: types.States
   output: types.Array  # [b] ratings or [b, classes] logits
-  interpret: Interpret  # (low, dropout key or None) -> high
+  interpret: Interpret  # low -> high
+  output_of: Interpret  # high -> output
 
 
 def check(field: str, split: tuple[int, int], depth: int) -> None:
@@ -73,21 +75,36 @@ def check(field: str, split: tuple[int, int], depth: int) -> None:
     )
 
 
-def interpreter(
-  model: nn.Module, variables: types.PyTree, *, train: bool
+def part(
+  model: nn.Module, variables: types.PyTree, method: str, *, train: bool
 ) -> Interpret:
-  """low -> high of `model` with these weights; dropout only if `train`."""
+  """A method of `model` with these weights; dropout only if `train`."""
 
-  def interpret(low: types.Array, key: types.Key | None) -> types.Hidden:
+  def run(state: types.Array, key: types.Key | None) -> types.Array:
     return layers.apply(
       model,
       variables,
-      low,
+      state,
       key=key if train else None,
-      method='interpret',
+      method=method,
     )
 
-  return interpret
+  return run
+
+
+def _side(
+  states: types.States,
+  output: types.Array,
+  model: nn.Module,
+  variables: types.PyTree,
+  *,
+  train: bool,
+) -> Side:
+  interpret, output_of = (
+    part(model, variables, method, train=train)
+    for method in ('interpret', 'output')
+  )
+  return Side(states, output, interpret, output_of)
 
 
 def side(
@@ -99,11 +116,8 @@ def side(
 ) -> Side:
   """Runs `model` on `x`; a dropout key means that it is being trained."""
   low, high, output = layers.apply(model, variables, x, key=key)
-  return Side(
-    states=types.States(low, high),
-    output=output,
-    interpret=interpreter(model, variables, train=key is not None),
-  )
+  states = types.States(low, high)
+  return _side(states, output, model, variables, train=key is not None)
 
 
 def precomputed(
@@ -114,7 +128,7 @@ def precomputed(
 ) -> Side:
   """A frozen network whose states on the batch are known already."""
   # It still interprets states that are decoded from messages.
-  return Side(states, output, interpreter(model, variables, train=False))
+  return _side(states, output, model, variables, train=False)
 
 
 def tokens(states: types.States) -> tuple[int, ...]:

@@ -28,6 +28,7 @@ from td_jax.training import scan
 from td_jax.training import step as step_lib
 from td_jax.training import teacher_states
 
+_EXAMPLES = 256  # For the statistics of hidden states.
 Teachers = Mapping[str, teachers_lib.Teacher]
 
 
@@ -75,9 +76,6 @@ def build(
   )
   # Initialisation may read a teacher that the loss does not use.
   variables = {name: t.variables for name, t in teachers.items()}
-  state = jax.jit(jax.vmap(init, in_axes=(0, None, None)))(
-    np.asarray(seeds), feed_lib.example(feed), variables
-  )
   host_slice = parallel.host_slice(config.batch_size)
 
   def rows(start: int, stop: int) -> types.PyTree:
@@ -87,6 +85,8 @@ def build(
     ]
     return jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *per_seed)
 
+  many = methods.Need.STATISTICS in parts['method'].needs
+  first = feed_lib.example(feed, _EXAMPLES if many else 1)
   return Experiment(
     train=parallel.compile(
       train_program(parts, feed.make_batch, parallel), axis=2, updates=True
@@ -95,7 +95,9 @@ def build(
       parallel.place({name: t.variables for name, t in active.items()}),
       parallel.replicate(feed.columns),
     ),
-    state=state,
+    state=jax.jit(jax.vmap(init, in_axes=(0, None, None)))(
+      np.asarray(seeds), first, variables
+    ),
     rows=rows,
     model=model,
     samples={

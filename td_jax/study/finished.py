@@ -12,7 +12,7 @@ import numpy as np
 from td_jax.paper import cells as cells_lib
 from td_jax.training import statistics
 
-Regime = Any  # As in few_labels.
+Regime = Any  # As in `design.py`.
 
 
 class Score(NamedTuple):
@@ -51,7 +51,7 @@ class Finished:
 
     Args:
       rows: The rows; those of other columns are ignored.
-      design: A `few_labels.Design`.
+      design: A `design.Design`.
       columns: The columns over which scores are averaged.
     """
     self._draws, self._columns = design.draws, columns

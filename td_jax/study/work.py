@@ -92,7 +92,8 @@ def train(
   """Trains `config` in a temporary folder; returns `fields` of its results.
 
   The folders of teachers are left out: they mean nothing on other machines.
-  The field `curve` is [step, [a score for each seed]] of every validation.
+  The field `curve` is [step, [a score for each seed]] of every validation, and
+  `terms` are the last reported means of the loss and its terms, for each seed.
   """
   folder = pathlib.Path(tempfile.mkdtemp(dir=workdir))
   try:
@@ -100,11 +101,11 @@ def train(
     for teacher in outcome['teachers'].values():
       del teacher['folder']
     score = f'validation_{outcome["metric"]}'
+    logged = results_log.read(folder / metrics_log.FILE)
     outcome['curve'] = [
-      [row['step'], row[score]]
-      for row in results_log.read(folder / metrics_log.FILE)
-      if score in row
+      [row['step'], row[score]] for row in logged if score in row
     ]
+    outcome['terms'] = next(row for row in reversed(logged) if 'loss' in row)
   finally:
     shutil.rmtree(folder, ignore_errors=True)
   return {name: outcome.get(name) for name in fields}

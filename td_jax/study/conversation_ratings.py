@@ -1,0 +1,94 @@
+"""The study of the conversation on MovieLens: 5% of the labels, the honest teacher.
+
+Students see the labelled pairs alone, or, to compare, random pairs as well. Weights are
+chosen on Drama and Sci-Fi. Romance and War are held back: nothing is chosen by them.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+from typing import NamedTuple
+
+from td_jax import types
+from td_jax.study import conversation_rows
+from td_jax.study import ratings
+
+NAME = 'conversation_ratings'
+LOWER_IS_BETTER = True
+COLUMNS = ratings.COLUMNS
+TUNED_ON = ('Drama', 'Sci-Fi')
+HELD_BACK = ('Romance', 'War')
+TRIALS, TRIAL_SEEDS, SEEDS = 6, 2, 10
+_DRAWS = 5
+_SHARE = 0.05
+
+_OUTPUTS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+_STATES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
+
+
+class Regime(NamedTuple):
+  """What a student has to learn from."""
+
+  share: float  # Share of the training ratings.
+
+  @property
+  def name(self) -> str:
+    """Such as '5%'."""
+    return f'{self.share:.0%}'
+
+
+def columns(regime: Regime) -> tuple[str, ...]:
+  """The genres."""
+  del regime
+  return COLUMNS
+
+
+def draws(regime: Regime) -> tuple[int, ...]:
+  """Choices of labels."""
+  del regime
+  return tuple(range(_DRAWS))
+
+
+def rows() -> list[tuple[Regime, str]]:
+  """All variants."""
+  return [(Regime(_SHARE), row) for row in conversation_rows.VARIANTS]
+
+
+def tuned_as(regime: Regime, row: str) -> tuple[Regime, str]:
+  """Every variant has trials of its own."""
+  return regime, row
+
+
+def trials(method: str, count: int) -> list[dict[str, Any]]:
+  """`count` settings of a variant."""
+  return conversation_rows.trials(
+    method, count, outputs=_OUTPUTS, states=_STATES
+  )
+
+
+def config(
+  regime: Regime,
+  row: str,
+  column: str,
+  *,
+  seeds: range,
+  teacher: str,
+  weights: Mapping[str, Any],
+) -> types.Config:
+  """The config of a cell; see `ratings.config`."""
+  variant = conversation_rows.VARIANTS[row]
+  source = 'pairs' if row == conversation_rows.MIXED_INPUTS else 'none'
+  return ratings.config(
+    ratings.Regime(regime.share, 'kept', source),
+    variant.method,
+    column,
+    seeds=seeds,
+    teacher=teacher,
+    weights={**variant.changes, **weights},
+  )
+
+
+def teacher_config(regime: Regime, column: str) -> types.Config:
+  """The honest teacher of a genre."""
+  return ratings.teacher_config(
+    ratings.Regime(regime.share, 'kept', 'none'), column
+  )
