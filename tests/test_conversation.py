@@ -17,7 +17,7 @@ CASES = [
   for regime, row in design.rows()
   for column in (design.COLUMNS[0], design.HELD_BACK[-1])
 ]
-RATINGS = conversation_ratings.Regime(0.05)
+RATINGS = conversation_ratings.Regime(0.05, 'rest')
 
 
 @pytest.mark.parametrize(('design', 'regime', 'row', 'column'), CASES)
@@ -36,8 +36,11 @@ def test_configs_are_valid(design, regime, row, column):
     for folder in folders:
       node = node[folder]
     assert node[name] == value
-  made_up = row == conversation_rows.MIXED_INPUTS
-  assert (config.data.unlabelled.source != 'none') == made_up
+  source = config.data.unlabelled.source
+  if row == conversation_rows.MIXED_INPUTS:
+    assert source in ('mixtures', 'pairs')
+  else:
+    assert source == getattr(regime, 'unlabelled', 'none')
 
 
 @pytest.mark.parametrize('design', conversation.DESIGNS.values())

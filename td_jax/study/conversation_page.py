@@ -21,53 +21,69 @@ _VARIANTS = conversation_rows.VARIANTS
 _MISSED = 'ask/channel_state'
 
 
-class _Domain(NamedTuple):
+class _Section(NamedTuple):
   title: str
   score: str  # What it is called, and which way is better.
+  domain: str
   design: Any  # A `design.Design` with `HELD_BACK`.
+  regime: Any
+
+  @property
+  def rows(self) -> list[str]:
+    """The variants that run in this regime."""
+    return [row for regime, row in self.design.rows() if regime == self.regime]
 
 
-_DOMAINS = {
-  'ratings': _Domain(
-    'Ratings: MovieLens-100K, 5% of the labels, the honest teacher',
-    'RMSE, lower is better',
-    conversation_ratings,
-  ),
-  'images': _Domain(
-    'Images: CIFAR, 50 labelled images a class and no others',
-    'Accuracy, higher is better',
+_RMSE, _ACCURACY = 'RMSE, lower is better', 'Accuracy, higher is better'
+_SECTIONS = (
+  _Section(
+    'Images: 50 labelled images a class and no others',
+    _ACCURACY,
+    'images',
     conversation_images,
+    conversation_images.Regime(50),
   ),
-}
+  _Section(
+    'Ratings: 5% of the labels, with unlabelled pairs',
+    _RMSE,
+    'ratings',
+    conversation_ratings,
+    conversation_ratings.Regime(0.05, 'rest'),
+  ),
+  _Section(
+    'Ratings: 5% of the labels, labelled pairs alone',
+    _RMSE,
+    'ratings',
+    conversation_ratings,
+    conversation_ratings.Regime(0.05, 'none'),
+  ),
+)
+Cells = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-def render(
-  cells: Mapping[str, Sequence[Mapping[str, Any]]], results: pathlib.Path
-) -> None:
+def render(cells: Cells, results: pathlib.Path) -> None:
   """Writes results/conversation.md and its figure.
 
   Args:
     cells: {domain: its finished cells}.
-    results: The folder; findings.md is text by hand, and is taken over.
+    results: Where to write; its conversation_findings.md is text by hand, with which
+      the page begins.
   """
   findings = results / 'conversation_findings.md'
-  text = findings.read_text() if findings.exists() else ''
-  written = page(cells, text)
-  files.write_atomically(results / 'conversation.md', written)
-  print(written)
-  drawn = {
-    domain: gains
-    for domain, rows in cells.items()
-    if (gains := _gains(_DOMAINS[domain].design, rows))
+  text = page(cells, findings.read_text() if findings.exists() else '')
+  files.write_atomically(results / 'conversation.md', text)
+  print(text)
+  gains = {
+    section.title: found
+    for section in _SECTIONS
+    if (found := _gains(section, cells[section.domain]))
   }
-  if drawn:
-    draw(drawn, results / 'conversation.png')
+  if gains:
+    draw(gains, results / 'conversation.png')
 
 
-def page(
-  cells: Mapping[str, Sequence[Mapping[str, Any]]], findings: str
-) -> str:
-  """The page, as Markdown: the findings, then a table for each domain."""
+def page(cells: Cells, findings: str) -> str:
+  """The page, as Markdown: the findings, then the tables of each regime."""
   lines = [
     '# What the conversation adds',
     '',
@@ -76,58 +92,58 @@ def page(
     '',
     *([findings.strip(), ''] if findings.strip() else []),
   ]
-  for domain, rows in cells.items():
-    lines += _section(_DOMAINS[domain], rows)
+  for section in _SECTIONS:
+    lines += _tables(section, cells[section.domain])
   return '\n'.join(lines).rstrip() + '\n'
 
 
-def _section(domain: _Domain, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-  """The tables of a domain; [] before LD has run."""
-  design = domain.design
-  every = finished_lib.Finished(rows, design, design.COLUMNS)
-  development, held_back = (
+def _tables(section: _Section, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+  """The tables of a section; [] before LD has run."""
+  design, regime = section.design, section.regime
+  every, development, held_back = (
     finished_lib.Finished(rows, design, columns)
-    for columns in (_development(design), design.HELD_BACK)
+    for columns in (design.COLUMNS, _development(design), design.HELD_BACK)
   )
-  shown = [
-    (regime, row) for regime, row in design.rows() if every.has(regime, row)
-  ]
-  ld = (design.rows()[0][0], conversation_rows.LD)
-  if ld not in shown:
+  shown = [row for row in section.rows if every.has(regime, row)]
+  if conversation_rows.LD not in shown:
     return []
   body = []
-  for regime, row in shown:
+  for row in shown:
     variant = _VARIANTS[row]
-    other = regime, variant.against
-    compared = variant.against and every.has(*other)
+    seconds, of_ld = (
+      np.mean([cell['seconds'] for cell in every.cells(regime, each)])
+      for each in (row, conversation_rows.LD)
+    )
+    gains = [
+      _gain(section, rows, row, over) if over in shown and over != row else ''
+      for over in (conversation_rows.LD, variant.against)
+    ]
     body.append(
       [
         variant.title,
         development.score(regime, row, 'validation').text(),
         held_back.score(regime, row, 'test').text(),
-        _gain(design, rows, (regime, row), ld) if variant.against else '',
-        _gain(design, rows, (regime, row), other) if compared else '',
-        f'{_seconds(every, regime, row) / _seconds(every, *ld):.1f}',
+        *gains,
+        f'{seconds / of_ld:.1f}',
       ]
     )
-  names = ', '.join(_names(design.HELD_BACK))
-  lines = [
-    f'## {domain.title}',
+  head = (
+    'variant', 'validation', 'test, held back', 'gain over LD',
+    'gain over what it changes', 'time',
+  )  # fmt: skip
+  return [
+    f'## {section.title}',
     '',
-    f'{domain.score}: means over the columns and choices of the labels, ± the standard '
-    f'error over those choices. Held back: {names}. Gains are positive where the row is '
+    f'{section.score}: means over the columns and choices of the labels, ± the '
+    'standard error over those choices. Held back: '
+    f'{", ".join(_names(design.HELD_BACK))}. Gains are positive where the row is '
     'better, on the test split of what is held back, with p of a paired t-test, and in '
-    'how many of all columns the row is better.',
+    'how many of all columns the row is better. Time is that of a run, in units of LD.',
     '',
-    *finished_lib.table(
-      [
-        'variant', 'validation', 'held back', 'gain over LD',
-        'gain over what it changes', 'time',
-      ],
-      body,
-    ),
-  ]  # fmt: skip
-  return lines + _quality(every, shown) + _weights(every, shown)
+    *finished_lib.table(head, body),
+    *_quality(every, regime, shown),
+    *_weights(every, regime, shown),
+  ]
 
 
 def _development(design: Any) -> list[str]:
@@ -135,17 +151,18 @@ def _development(design: Any) -> list[str]:
 
 
 def _gain(
-  design: Any,
+  section: _Section,
   rows: Sequence[Mapping[str, Any]],
-  one: tuple[Any, str],
-  other: tuple[Any, str],
+  row: str,
+  over: str,
 ) -> str:
-  """What `one` gains over `other`, such as '+0.0120 ± 0.0030 (p = 0.01; 6 of 8)'."""
+  """What `row` gains over another, such as '+0.0120 ± 0.0030 (p = 0.01; 6 of 8)'."""
+  design, regime = section.design, section.regime
 
   def gain(columns: Sequence[str]) -> cells_lib.Difference:
     finished = finished_lib.Finished(rows, design, columns)
-    pair = (other, one) if design.LOWER_IS_BETTER else (one, other)
-    return finished.difference(*pair, 'test')
+    one, other = (over, row) if design.LOWER_IS_BETTER else (row, over)
+    return finished.difference((regime, one), (regime, other), 'test')
 
   gap = gain(design.HELD_BACK)
   better = sum(gain([column]).mean > 0 for column in design.COLUMNS)
@@ -154,28 +171,25 @@ def _gain(
   return f'{text} ({p}{better} of {len(design.COLUMNS)})'
 
 
-def _seconds(finished: finished_lib.Finished, regime: Any, row: str) -> float:
-  return float(np.mean([c['seconds'] for c in finished.cells(regime, row)]))
-
-
 def _quality(
-  finished: finished_lib.Finished, shown: Sequence[tuple[Any, str]]
+  finished: finished_lib.Finished, regime: Any, shown: Sequence[str]
 ) -> list[str]:
   """How well the teacher decodes the student's questions."""
   body = []
-  for regime, row in shown:
+  for row in shown:
     missed = [
       np.mean(cell['terms'][_MISSED])
       for cell in finished.cells(regime, row)
-      if _MISSED in (cell.get('terms') or {})
+      if _MISSED in cell['terms']
     ]
     if missed:
-      score = finished_lib.mean(np.asarray(missed))
-      body.append([_VARIANTS[row].title, score.text()])
+      body.append(
+        [_VARIANTS[row].title, finished_lib.mean(np.asarray(missed)).text()]
+      )
   if not body:
     return []
   return [
-    "The variance of the teacher's low state that the decoded one misses, as a share, "
+    "The share of the variance of the teacher's low state that the decoded one misses, "
     'at the last step of training:',
     '',
     *finished_lib.table(['variant', 'missed variance'], body),
@@ -183,10 +197,10 @@ def _quality(
 
 
 def _weights(
-  finished: finished_lib.Finished, shown: Sequence[tuple[Any, str]]
+  finished: finished_lib.Finished, regime: Any, shown: Sequence[str]
 ) -> list[str]:
   body = []
-  for regime, row in shown:
+  for row in shown:
     cell, *_ = finished.cells(regime, row)
     chosen = [
       f'{key.rpartition(".")[2]} {value:g}'
@@ -209,8 +223,9 @@ def _names(columns: Sequence[str]) -> list[str]:
 Gains = dict[str, dict[str, finished_lib.Score]]
 
 
-def _gains(design: Any, rows: Sequence[Mapping[str, Any]]) -> Gains:
+def _gains(section: _Section, rows: Sequence[Mapping[str, Any]]) -> Gains:
   """{columns: {title of a variant: its gain over LD on test}}."""
+  design, regime = section.design, section.regime
   groups = {
     'development': _development(design),
     'held back': design.HELD_BACK,
@@ -218,34 +233,38 @@ def _gains(design: Any, rows: Sequence[Mapping[str, Any]]) -> Gains:
   gains: Gains = {}
   for name, columns in groups.items():
     finished = finished_lib.Finished(rows, design, columns)
-    for regime, row in design.rows():
-      ld = regime, conversation_rows.LD
-      if row == ld[1] or not (finished.has(regime, row) and finished.has(*ld)):
+    for row in section.rows:
+      one, other = row, conversation_rows.LD
+      if one == other or not all(
+        finished.has(regime, each) for each in (one, other)
+      ):
         continue
-      gap = finished.difference((regime, row), ld, 'test')
-      mean = -gap.mean if design.LOWER_IS_BETTER else gap.mean
-      gains.setdefault(name, {})[_VARIANTS[row].title] = finished_lib.Score(
-        mean, gap.standard_error
-      )
+      if design.LOWER_IS_BETTER:
+        one, other = other, one
+      gap = finished.difference((regime, one), (regime, other), 'test')
+      score = finished_lib.Score(gap.mean, gap.standard_error)
+      gains.setdefault(name, {})[_VARIANTS[row].title] = score
   return gains
 
 
 def draw(gains: Mapping[str, Gains], file: pathlib.Path) -> None:
-  """Gains over LD with their standard errors, a panel for each domain."""
-  figure = figures.new(11.0, 4.6)
-  panels = figure.subplots(1, len(gains), squeeze=False)[0]
+  """Gains over LD with their standard errors, a panel for each title."""
+  figure = figures.new(11.0, 1.0 + 3.0 * len(gains))
+  panels = figure.subplots(len(gains), 1, squeeze=False)[:, 0]
   styles = {
     'development': (figures.SKY_BLUE, 'o'),
     'held back': (figures.VERMILION, 's'),
   }
-  for axes, (domain, groups) in zip(panels, gains.items(), strict=True):
-    titles = list(dict.fromkeys(t for each in groups.values() for t in each))
-    for shift, (group, by_title) in enumerate(groups.items()):
+  for axes, (title, groups) in zip(panels, gains.items(), strict=True):
+    names = list(
+      dict.fromkeys(name for each in groups.values() for name in each)
+    )
+    for shift, (group, scores) in enumerate(groups.items()):
       color, marker = styles[group]
       axes.errorbar(
-        [score.mean for score in by_title.values()],
-        [titles.index(title) + 0.16 * shift for title in by_title],
-        xerr=[score.standard_error or 0 for score in by_title.values()],
+        [score.mean for score in scores.values()],
+        [names.index(name) + 0.16 * shift for name in scores],
+        xerr=[score.standard_error or 0 for score in scores.values()],
         color=color,
         marker=marker,
         linestyle='none',
@@ -253,10 +272,12 @@ def draw(gains: Mapping[str, Gains], file: pathlib.Path) -> None:
         label=group,
       )
     axes.axvline(0, color=figures.GREY, linewidth=1)
-    axes.set_yticks(range(len(titles)), titles)
+    axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_xlabel('gain over LD, test (right is better), ± standard error')
-    axes.set_title(_DOMAINS[domain].title.split(':')[0], fontsize='medium')
+    axes.set_title(title, fontsize='medium')
     axes.grid(alpha=0.3)
+  panels[-1].set_xlabel(
+    'gain over LD on test, ± standard error; right is better'
+  )
   panels[0].legend(frameon=False)
   figures.save(figure, file)

@@ -1,7 +1,8 @@
 """The study of the conversation on MovieLens: 5% of the labels, the honest teacher.
 
-Students see the labelled pairs alone, or, to compare, random pairs as well. Weights are
-chosen on Drama and Sci-Fi. Romance and War are held back: nothing is chosen by them.
+Students see the pairs of the hidden ratings as well, without their ratings; a few
+variants also run without them. Weights are chosen on Drama and Sci-Fi. Romance and War
+are held back: nothing is chosen by them.
 """
 
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ HELD_BACK = ('Romance', 'War')
 TRIALS, TRIAL_SEEDS, SEEDS = 6, 2, 10
 _DRAWS = 5
 _SHARE = 0.05
+# The rows that also run without unlabelled pairs.
+_ALONE = (conversation_rows.LD, 'mix', 'ask, inputs', 'ask')
 
 _OUTPUTS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 _STATES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -29,11 +32,12 @@ class Regime(NamedTuple):
   """What a student has to learn from."""
 
   share: float  # Share of the training ratings.
+  unlabelled: str  # rest or none, as in config.data.unlabelled.source.
 
   @property
   def name(self) -> str:
-    """Such as '5%'."""
-    return f'{self.share:.0%}'
+    """Such as '5%, rest'."""
+    return f'{self.share:.0%}, {self.unlabelled}'
 
 
 def columns(regime: Regime) -> tuple[str, ...]:
@@ -49,8 +53,12 @@ def draws(regime: Regime) -> tuple[int, ...]:
 
 
 def rows() -> list[tuple[Regime, str]]:
-  """All variants."""
-  return [(Regime(_SHARE), row) for row in conversation_rows.VARIANTS]
+  """All variants with unlabelled pairs, and a few without them."""
+  rest, none = (Regime(_SHARE, source) for source in ('rest', 'none'))
+  return [
+    *((rest, row) for row in conversation_rows.VARIANTS),
+    *((none, row) for row in _ALONE),
+  ]
 
 
 def tuned_as(regime: Regime, row: str) -> tuple[Regime, str]:
@@ -76,9 +84,11 @@ def config(
 ) -> types.Config:
   """The config of a cell; see `ratings.config`."""
   variant = conversation_rows.VARIANTS[row]
-  source = 'pairs' if row == conversation_rows.MIXED_INPUTS else 'none'
+  made_up = row == conversation_rows.MIXED_INPUTS
   return ratings.config(
-    ratings.Regime(regime.share, 'kept', source),
+    ratings.Regime(
+      regime.share, 'kept', 'pairs' if made_up else regime.unlabelled
+    ),
     variant.method,
     column,
     seeds=seeds,
@@ -90,5 +100,5 @@ def config(
 def teacher_config(regime: Regime, column: str) -> types.Config:
   """The honest teacher of a genre."""
   return ratings.teacher_config(
-    ratings.Regime(regime.share, 'kept', 'none'), column
+    ratings.Regime(regime.share, 'kept', regime.unlabelled), column
   )
