@@ -93,6 +93,13 @@ def test_trials_run_once_and_on_validation(tmp_path, ran):
   assert (score, count) == (lowest, 3)
 
 
+def test_the_search_of_dropout_trains_td_with_a_teacher(tmp_path, ran):
+  _tune(tmp_path, ['dropout'], count=5)
+  assert {config.method for config in ran} == {'td'}
+  assert {config.teacher.checkpoint for config in ran} == {'teacher/selection'}
+  assert {config.distill.dropout for config in ran} == {0.0, 0.1, 0.2, 0.3, 0.5}
+
+
 def test_what_another_process_does_is_left_to_it(tmp_path, ran):
   (tmp_path / 'tune').mkdir()
   settings = tune.trials(tune.SPACES['movielens']['ld'], 1)[0]

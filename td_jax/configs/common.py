@@ -323,8 +323,8 @@ def distill(**weights: Any) -> types.Config:
   # Asking: about states between two inputs (between), or the inputs' own (inputs).
   cfg.questions = 'between'
   cfg.student_encodes = 'low_and_high'  # TD: or low, for one-sided messages.
-  # TD: noise on the state that the teacher interprets, in units of its RMS. The
-  # paper's ablation has 0.1.
+  # TD: noise on the state that the teacher interprets, in units of its RMS. Our
+  # ablation has 0.1; the paper prints no number.
   cfg.noise = 0.0
   # FD: both encoders learn (both), or the teacher's stays as it is initialised
   # (teacher).

@@ -33,7 +33,7 @@ NAMES = {
   ('images', RANDOM): 'scratch',
   ('images', ONE_RATE): 'td, encoders at the rate of the copied blocks',
 }
-_NOISE = 0.1  # Section 6.5.
+_NOISE = 0.1  # Section 6.5 has "a small Gaussian noise", without a number.
 # Shares of the steps in which the student, and then the encoders and decoders,
 # are trained alone.
 _STAGES = (0.4, 0.2)

@@ -9,7 +9,8 @@ of ratings: it is scored by its mean over the genres that it will teach, on thre
 windows of time, and the better half of the trials goes on to the next window.
 `--what=student,steps` searches the settings that all methods share, with
 scratch. The default searches the weights of each method, with everything that
-was chosen before in the config.
+was chosen before in the config; `--what=dropout` then searches that of TD's encoders
+and decoders.
 
 Settings are drawn at random, but the same ones in every call. A trial is a row
 of results/search.jsonl or results/search_images.jsonl and is not run again;
@@ -47,7 +48,7 @@ FILES = {'movielens': 'search.jsonl', 'images': 'search_images.jsonl'}
 # Where a method's settings are tried: the densest and the sparsest genre.
 COLUMNS = {'movielens': ('Drama', 'War'), 'images': ('cifar10',)}
 # The method that is trained where the search is not for a method.
-_METHOD = {'student': 'scratch', 'steps': 'scratch'}
+_METHOD = {'student': 'scratch', 'steps': 'scratch', 'dropout': 'td'}
 # The weighted terms of each method that is tuned.
 TERMS = {
   'ld': ('logit',),
@@ -104,6 +105,7 @@ SPACES: Mapping[str, Mapping[str, Mapping[str, tuple[Any, ...]]]] = {
     },
     'steps': {'steps': (200, 300, 500, 700, 1000, 1500)},
     **_weights(_MANY, _MANY, k=(1, 2)),
+    'dropout': {'distill.dropout': (0.0, 0.1, 0.2, 0.3, 0.5)},
   },
   'images': {
     'student': {'optim.learning_rate': (3e-3, 1e-2, 3e-2)},
@@ -162,8 +164,8 @@ def run(
       # Read again under the lock: another process may have run the trial.
       if not acquired or (what, column, settings) in _done(file):
         continue
-      folder = ''
-      if what in TERMS:
+      folder, method = '', _METHOD.get(what, what)
+      if method in TERMS:
         folder = tables.teacher_of(
           domain, workdir, teacher, watch=watch, log=log
         )
@@ -173,7 +175,7 @@ def run(
           folder += '/selection'
       config = table_specs.config(
         domain,
-        _METHOD.get(what, what),
+        method,
         '' if what == 'teacher' else column,
         seeds=range(seeds),
         teacher=folder,
