@@ -2,11 +2,13 @@
 
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 
 import pytest
 
+from benchmarks import soak
 from benchmarks import speed
 from benchmarks import topologies
 from td_jax.storage import results_log
@@ -87,3 +89,44 @@ def test_mistakes_are_one_line(flag, message):
   assert done.stderr.startswith('error: ')
   assert message in done.stderr
   assert done.stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+  ('name', 'code', 'seconds', 'expected'),
+  [
+    ('', 0, 60.0, ''),
+    ('', 75, 60.0, 'exit code 75 after no signal'),
+    ('SIGKILL', -signal.SIGKILL, 0.1, ''),
+    ('SIGKILL', 0, 0.1, ''),
+    ('SIGTERM', 75, 9.0, ''),
+    ('SIGTERM', -signal.SIGTERM, 0.1, 'exit code -15 after SIGTERM'),
+    ('SIGTERM', 75, 11.0, 'SIGTERM was answered after 11 s'),
+  ],
+)
+def test_what_a_soak_calls_a_fault(name, code, seconds, expected):
+  assert soak.fault(soak.Launch(name, code, seconds)) == expected
+
+
+@pytest.mark.long
+def test_a_soak(tmp_path):
+  """Two minutes of what `results/soak.json` did for two hours."""
+  pytest.importorskip('tensorflow')
+  done = subprocess.run(
+    [
+      sys.executable,
+      'benchmarks/soak.py',
+      '--minutes=0.2',
+      '--tasks=images',
+      '--gaps=2,12',
+      f'--out={tmp_path / "soak.json"}',
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  report = json.loads((tmp_path / 'soak.json').read_text())
+  assert report['faults'] == []
+  assert report['SIGKILL'] + report['SIGTERM'] >= 2
+  assert all(run['equal_to_the_bit'] for run in report['runs'])
