@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from benchmarks import reliability
 from benchmarks import soak
 from benchmarks import speed
 from benchmarks import topologies
@@ -130,3 +131,14 @@ def test_a_soak(tmp_path):
   assert report['faults'] == []
   assert report['SIGKILL'] + report['SIGTERM'] >= 2
   assert all(run['equal_to_the_bit'] for run in report['runs'])
+
+
+def test_the_page_of_faults_agrees_with_its_counts():
+  report = json.loads((ROOT / 'results/reliability.json').read_text())
+  assert reliability.page(report) == (ROOT / reliability.PAGE).read_text()
+
+
+def test_every_fault_is_provoked_by_tests_that_exist():
+  assert len(reliability.ROWS) == 34
+  for row in reliability.ROWS:
+    assert row.tests and not reliability.absent(row.tests)
