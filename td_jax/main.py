@@ -1,5 +1,6 @@
 """td_jax --config=movielens --workdir=DIR, and td_jax predict RUN FILE ..."""
 
+import functools
 import importlib
 import sys
 
@@ -59,10 +60,9 @@ flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
 flags.DEFINE_bool('version', False, 'Print the version of td_jax and exit.')
 
 
-def main() -> None:
+def main(watch: preemption.Watch) -> None:
   """Does what the flags ask for."""
   errors.choose('--mode', _MODE.value, _MODES)
-  watch = preemption.Watch()
   if _MODE.value != 'train':
     # Nothing is lost, so nothing has to be waited for.
     watch.patience, watch.state = 0.5, 'nothing to save'
@@ -126,8 +126,9 @@ def run() -> None:
     module = importlib.import_module(_COMMANDS[sys.argv[1]])
     module.main(sys.argv[2:])
     return
+  watch = preemption.Watch()  # Reading a config takes a while, too.
   command.parse_flags(sys.argv)
-  command.run(main)
+  command.run(functools.partial(main, watch))
 
 
 if __name__ == '__main__':

@@ -137,7 +137,7 @@ def command(capfd):
   """(args) -> (exit code, stdout, stderr), as `python -m td_jax.main`."""
   handlers = {
     number: signal.getsignal(number)
-    for number in (signal.SIGTERM, signal.SIGINT)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
   }
   own = main.flags.FLAGS.flags_by_module_dict()['td_jax.main']
 
@@ -149,7 +149,7 @@ def command(capfd):
       with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'argv', argv)
         command_lib.parse_flags(argv)
-        command_lib.exit_on_error(main.main)
+        command_lib.exit_on_error(lambda: main.main(preemption.Watch()))
     except SystemExit as e:
       code = e.code
     finally:

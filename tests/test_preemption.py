@@ -5,7 +5,10 @@ import sys
 import textwrap
 import time
 
+from jax import numpy as jnp
 import pytest
+
+from td_jax.run import loop
 
 _SLOW = """
   import hashlib, sys, time
@@ -62,3 +65,99 @@ def test_a_process_that_is_busy_ends_in_time(ending):
   assert message in err and len(err.splitlines()) == 1
   assert time.monotonic() - start < 15
   assert ('saved' in out) == (code == 9)
+
+
+@pytest.mark.parametrize(
+  ('source', 'code'),
+  [
+    # The results are out: nothing may turn that into a failure.
+    ('watch.finish(); os.kill(os.getpid(), signal.SIGTERM)', 0),
+    ('os.kill(os.getpid(), signal.SIGTERM); watch.finish()', 0),
+    ('os.kill(os.getpid(), signal.SIGHUP); watch.check("nothing to save")', 75),
+    # As under nohup.
+    ('os.kill(os.getpid(), signal.SIGHUP); watch.check("nothing to save")', 0),
+  ],
+  ids=['finished', 'before', 'SIGHUP', 'nohup'],
+)
+def test_signals_at_the_end_and_of_a_terminal(source, code, request):
+  ignored = 'nohup' in request.node.name
+  script = f"""
+  import os, signal, sys
+  from td_jax import errors
+  from td_jax.run import preemption
+
+  if {ignored}:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  watch = preemption.Watch(patience=0.2)
+  try:
+    {source}
+  except errors.PreemptedError as e:
+    print(e, file=sys.stderr)
+    sys.exit(e.exit_code)
+  """
+  done = subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(script)],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == code, done.stderr
+  assert ('SIGHUP: nothing to save' in done.stderr) == (code == 75)
+
+
+def test_a_signal_while_the_config_is_read(tmp_path):
+  """Nothing has been done yet, so the process ends with 75 at once."""
+  config = tmp_path / 'slow.py'
+  config.write_text(
+    'import sys, time\nprint("reading", flush=True)\ntime.sleep(60)\n'
+  )
+  process = subprocess.Popen(
+    [sys.executable, '-m', 'td_jax.main', f'--config={config}'],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout.readline() == 'reading\n'
+  began = time.monotonic()
+  process.terminate()
+  _, err = process.communicate(timeout=20)
+  assert process.returncode == 75, err
+  assert 'SIGTERM: nothing to save yet' in err
+  assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+  ('streams', 'code'),
+  [('2>/dev/full', 0), ('2>&-', 0), ('>&-', 0), ('>/dev/full', 74)],
+)
+def test_streams_that_cannot_be_written(streams, code):
+  script = (
+    'from td_jax.run import command; '
+    "command.run(lambda: (command.say('a line'), print('a result')))"
+  )
+  done = subprocess.run(
+    ['bash', '-c', f'{sys.executable} -c "$0" {streams}', script],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == code, done.stderr
+  assert 'Traceback' not in done.stderr
+  if code:
+    assert done.stderr.splitlines()[-1].startswith('error: stdout cannot be')
+  elif '2>' in streams:
+    assert done.stdout == 'a result\n'
+
+
+def test_devices_are_only_a_few_dispatches_ahead(monkeypatch):
+  """Else a signal would wait until they have done all that was asked of them."""
+  waited = []
+  monkeypatch.setattr(
+    loop.jax,
+    'block_until_ready',
+    lambda metrics: waited.append(int(metrics['n'][0])),
+  )
+  history = loop._History({}, None)
+  for n in range(8):
+    history.add({'n': jnp.full(1, n)})
+  assert waited == [0, 1, 2, 3, 4, 5]

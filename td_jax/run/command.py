@@ -1,8 +1,11 @@
 """The front of every command: flags, one-line errors and exit codes."""
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import difflib
+import functools
 import logging as python_logging
 import pathlib
 import re
@@ -10,6 +13,7 @@ import sys
 import traceback
 from typing import Any
 from typing import NoReturn
+from typing import TextIO
 
 from absl import flags
 from absl import logging
@@ -23,7 +27,11 @@ _HELP = ('help', 'helpfull', 'helpshort', 'h')
 
 def say(line: str) -> None:
   """Prints a line for the person who watches; stdout is for results."""
-  print(line, file=sys.stderr, flush=True)
+  if sys.stderr is None:  # Closed, as by 2>&-. print would take stdout.
+    return
+  # Nobody watches a stderr that is full: the work matters more.
+  with contextlib.suppress(OSError):
+    print(line, file=sys.stderr, flush=True)
 
 
 def run(main: Callable[[], Any]) -> None:
@@ -35,7 +43,49 @@ def run(main: Callable[[], Any]) -> None:
     logging.get_absl_logger().disabled = True
     python_logging.getLogger('asyncio').disabled = True
     sys.unraisablehook = lambda unraisable: None
-  exit_on_error(main)
+  exit_on_error(functools.partial(_with_output, main))
+
+
+def _with_output(main: Callable[[], Any]) -> None:
+  """Runs `main`; what it prints arrives, or an error says that it does not."""
+  if sys.stdout is None:  # Closed, as by >&-. print does nothing then.
+    main()
+    return
+  output: Any = _Output(sys.stdout)
+  with contextlib.redirect_stdout(output):
+    main()
+    output.flush()
+
+
+class _Output:
+  """stdout, whose failures are errors of one line."""
+
+  def __init__(self, stream: TextIO):
+    self._stream = stream
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._stream, name)
+
+  def write(self, text: str) -> int:
+    """As `TextIO.write`."""
+    with _output_errors():
+      return self._stream.write(text)
+
+  def flush(self) -> None:
+    """As `TextIO.flush`."""
+    with _output_errors():
+      self._stream.flush()
+
+
+@contextlib.contextmanager
+def _output_errors() -> Iterator[None]:
+  try:
+    yield
+  except OSError as e:
+    raise errors.IOFailedError(
+      f'stdout cannot be written ({e.strerror}). What was saved is safe: --mode=eval '
+      'prints the scores of a run again.'
+    ) from e
 
 
 def exit_on_error(main: Callable[[], Any]) -> None:

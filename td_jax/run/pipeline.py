@@ -101,6 +101,8 @@ def execute(
         selection = results[stage.selection]
         stage_results = results_lib.with_validation(stage_results, selection)
         stage_results['seconds'] += selection['seconds']
+      if stage is final:
+        watch.finish()
       folder.write(results_lib.FILE, stage_results)
       results[stage.folder] = stage_results
   return results[final.folder]

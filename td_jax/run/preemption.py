@@ -1,4 +1,4 @@
-"""On SIGTERM or SIGINT: finish the current dispatch, save, exit with 75.
+"""On SIGTERM, SIGINT or SIGHUP: finish the current dispatch, save, exit with 75.
 
 Python hears a signal between two of its own instructions. A program that compiles
 or runs on a device may not let it get there for a minute, and machines that are taken
@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from td_jax import errors
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PATIENCE = 8.0  # Seconds in which a save has to begin.
 _AFTER_A_SAVE = (
   1.0  # Seconds in which the loop has to see the signal after one.
@@ -29,7 +30,7 @@ class Watch:
 
   def __init__(
     self,
-    signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT),
+    signals: Sequence[signal.Signals] = _SIGNALS,
     *,
     patience: float = _PATIENCE,
   ):
@@ -37,6 +38,7 @@ class Watch:
 
     Args:
       signals: Those that ask for a stop; none leaves the handlers as they are.
+        One that is ignored stays so, as SIGHUP is under nohup.
       patience: Seconds in which the process has to answer.
     """
     self._signal: int | None = None
@@ -46,15 +48,18 @@ class Watch:
     self.patience = patience
     # What is safe if the process ends now.
     self.state = 'nothing to save yet'
-    for number in signals:
+    self._signals = [
+      each for each in signals if signal.getsignal(each) != signal.SIG_IGN
+    ]
+    for number in self._signals:
       signal.signal(number, self._record)
-    if signals:
+    if self._signals:
       receiver, sender = os.pipe()
       os.set_blocking(sender, False)
       # Written to by the signal itself, whatever Python is doing.
       signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
       threading.Thread(
-        target=self._insist, args=(receiver, signals), daemon=True
+        target=self._insist, args=(receiver,), daemon=True
       ).start()
 
   @property
@@ -77,6 +82,13 @@ class Watch:
     self._answered.set()
     raise errors.PreemptedError(self._message(self._signal, state))
 
+  def finish(self) -> None:
+    """Ignores all signals from here on, since the work is done."""
+    self._answered.set()
+    for number in self._signals:
+      # Other handlers are gone before a process has ended.
+      signal.signal(number, signal.SIG_IGN)
+
   @contextlib.contextmanager
   def saving(self) -> Iterator[None]:
     """Nothing ends the process while a checkpoint is written."""
@@ -88,10 +100,10 @@ class Watch:
     del frame
     self._signal = number
 
-  def _insist(self, receiver: int, signals: Sequence[signal.Signals]) -> None:
+  def _insist(self, receiver: int) -> None:
     """Ends the process some time after a signal, unless it has ended itself."""
     number = 0
-    while number not in signals:
+    while number not in self._signals:
       number = os.read(receiver, 1)[0]
     patience = self.patience
     while not self._answered.wait(patience):

@@ -18,7 +18,7 @@ class Bar:
     self._name, self._start, self._total = name, start, total
     self._log = log
     self._bar = None
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():
       self._bar = tqdm.tqdm(
         desc=name, initial=start, total=total, unit='step', leave=False
       )
