@@ -115,7 +115,7 @@ def test_folders_of_classes_are_one_split(tmp_path):
   root = _write(
     tmp_path,
     *('cat/1.png', 'cat/2.webp', 'dog/1.bmp', 'unlabelled/deep/3.png'),
-    *('.ipynb_checkpoints/4.png', 'td_jax/5.png'),
+    *('.ipynb_checkpoints/4.png', 'td_jax/5.png', '__MACOSX/cat/._6.png'),
   )
   dataset = image_folder.load(root)
   assert dataset.sizes == {'train': 3}
@@ -138,7 +138,17 @@ def test_folders_of_classes_are_one_split(tmp_path):
     ),
     (
       ('train/n1/1.png', 'train/n2/1.png', 'val/images/1.png'),
-      "val has the label 'images', which train has not",
+      "val has the label 'images', which train has not; put its images into "
+      "folders of train's labels",
+    ),
+    (
+      # Tiny ImageNet, as it is unzipped.
+      ('train/n1/images/1.png', 'train/n2/images/1.png', 'val/images/1.png'),
+      'such as train/n1/images/1.png; move them up',
+    ),
+    (
+      ('train/n1/images/1.png', 'train/n2/images/1.png'),
+      'one is at train/n1/images/1.png',
     ),
     (('notes/1.txt.d/x',), 'holds no images laid out as'),
     (('cat/1.png', 'dog/1.png', 'stray.png'), 'such as stray.png'),
@@ -152,6 +162,29 @@ def test_a_folder_that_cannot_be_meant_is_refused(tmp_path, names, message):
   with pytest.raises(errors.DataError) as e:
     image_folder.load(root)
   assert message in str(e.value) and '\n' not in str(e.value)
+
+
+def test_a_label_may_be_a_link_but_no_circle(tmp_path):
+  root = _write(tmp_path / 'root', 'cat/1.png', 'unlabelled/2.png')
+  _write(tmp_path / 'elsewhere', '1.png')
+  (tmp_path / 'root' / 'dog').symlink_to(tmp_path / 'elsewhere')
+  before = image_folder.stamp(root)
+  _write(tmp_path / 'elsewhere', '2.png')
+  assert image_folder.stamp(root) != before
+  (tmp_path / 'root' / 'unlabelled' / 'circle').symlink_to(tmp_path / 'root')
+  assert len(image_folder.below(f'{root}/unlabelled')) == 4
+  assert image_folder.load(root).sizes == {'train': 3}
+
+
+@pytest.mark.parametrize('name', ['cat/1.png', 'unlabelled/1.png'])
+def test_a_pipe_is_not_opened(tmp_path, name):
+  root = _write(tmp_path, 'cat/0.png', 'dog/0.png', 'unlabelled/0.png')
+  os.mkfifo(tmp_path / name)
+  with pytest.raises(errors.DataError, match='is a pipe or a device'):
+    image_folder.load(root)
+    image_folder.load_unlabelled(f'{root}/unlabelled')
+  with pytest.raises(errors.DataError, match='is a pipe or a device'):
+    image_files.pixels(tmp_path / name)
 
 
 def test_all_that_is_wrong_is_said_at_once(tmp_path):
@@ -345,6 +378,7 @@ def test_what_looks_wrong_is_said(tmp_path, teacher):
   _write(tmp_path, 'VAL/a/1.png')
   (tmp_path / 'Train' / 'a' / 'phone.HEIC').write_bytes(b'')
   (tmp_path / 'Unlabelled').mkdir()  # Empty.
+  (tmp_path / 'Train' / 'a' / '.ipynb_checkpoints').mkdir()
   lines = []
   config = completion.complete(_config(root, teacher), log=lines.append)
   assert (config.data.train, config.data.validation) == ('Train', 'VAL')
@@ -352,6 +386,8 @@ def test_what_looks_wrong_is_said(tmp_path, teacher):
   assert config.data.unlabelled.source == 'none'
   assert any('validation has no image of b' in line for line in lines)
   assert any('1 files are of a kind' in line for line in lines)
+  [hidden] = (line for line in lines if 'hidden' in line)
+  assert 'such as Train/a/.ipynb_checkpoints' in hidden
 
 
 def test_without_folder_or_weights_one_line_says_so(photos, teacher):
