@@ -16,10 +16,12 @@ from td_jax import errors
 from td_jax.configs import image_folder as image_folder_config
 from td_jax.data import classification
 from td_jax.data import dataset as dataset_lib
+from td_jax.data import decoding
 from td_jax.data import image_files
 from td_jax.data import image_folder
 from td_jax.data import images
 from td_jax.data import preprocess
+from td_jax.data import tensorflow_decoding
 from td_jax.run import completion
 from td_jax.run import config as config_lib
 from td_jax.run import pipeline
@@ -90,6 +92,21 @@ def test_pixels_without_a_known_range_are_refused():
   floats = PIL.Image.fromarray(np.ones((4, 4), np.float32))
   with pytest.raises(dataset_lib.CorruptError, match='range is not known'):
     image_files.decode(_encoded(floats, 'tiff'))
+
+
+@pytest.mark.parametrize('area', [None, (0.1, 1.0)])
+@pytest.mark.parametrize('damaged', [b'nothing', tiny_images.CORRUPT])
+def test_what_tensorflow_says_of_damage_is_short(area, damaged):
+  """Without the trace of the graph that it ran."""
+  decoder = tensorflow_decoding.Decoder(
+    decoding.View(8, area=area), any_kind=True
+  )
+  draws = np.full(preprocess.DRAWS, 0.5, np.float32)
+  with pytest.raises(
+    dataset_lib.CorruptError,
+    match=r'^InvalidArgumentError: [^/\[{]*(image file format|JPEG)[^/\[{]*$',
+  ):
+    decoder.pixels(damaged, draws)
 
 
 def test_ordinary_jpegs_reach_tensorflow_unchanged():

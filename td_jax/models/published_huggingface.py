@@ -76,6 +76,7 @@ def layout(
   if settings['mlp'] == 'swiglu' and names is kinds.DINOV2_NAMES:
     names = kinds.SWIGLU_NAMES
   return stored, published.StoredLayout(
+    source=config.path,
     settings=settings,
     grid=grid,
     names=(*names, *kinds.suffix_names(prefix)),

@@ -105,6 +105,7 @@ def layout(
   stored = _readable(stored)
   settings = _settings(stored, config, name, args)
   return stored, published.StoredLayout(
+    source=config.path,
     settings=settings,
     grid=math.isqrt(_rows(stored) - (settings['class_token'] == 'before')),
     names=_NAMES,
