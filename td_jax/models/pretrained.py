@@ -59,6 +59,7 @@ _CONVERT = (
 class Teacher(NamedTuple):
   settings: dict[str, Any]  # All fields of `vit.ViT` except `RUNNING`.
   variables: types.PyTree  # float32 NumPy arrays, as with scan=False.
+  class_names: tuple[str, ...] = ()  # Of a stored head, in its order, if known.
 
 
 class _Place(NamedTuple):
@@ -242,7 +243,10 @@ def _load(
   for leaf, shape in _parameters(settings, image_size).items():
     if leaf not in flat:  # Only a new head is not read from the file.
       flat[leaf] = np.zeros(shape, np.float32)
-  return Teacher(settings, {'params': _nest(flat)})
+  names = layout.class_names
+  if 'head' in dropped or len(names) != settings['classes']:
+    names = ()
+  return Teacher(settings, {'params': _nest(flat)}, names)
 
 
 def _check(

@@ -29,6 +29,7 @@ class StoredLayout(NamedTuple):
   stored_shape: Callable[[str, Shape, Mapping[str, Any]], Shape]
   convert: Callable[[np.ndarray], np.ndarray]  # Moves axes before a reshape.
   resize: Callable[[int, int], np.ndarray]  # A rule of `posemb`.
+  class_names: tuple[str, ...] = ()  # Of the head, in its order, if known.
 
 
 def stored_name(leaf: str, names: Sequence[tuple[str, str]]) -> str:
