@@ -397,7 +397,8 @@ def test_what_looks_wrong_is_said(tmp_path, teacher):
   (tmp_path / 'Unlabelled').mkdir()  # Empty.
   (tmp_path / 'Train' / 'a' / '.ipynb_checkpoints').mkdir()
   lines = []
-  config = completion.complete(_config(root, teacher), log=lines.append)
+  config = _config(root, teacher, ',stream')
+  config = completion.complete(config, log=lines.append)
   assert (config.data.train, config.data.validation) == ('Train', 'VAL')
   assert config.data.classes == 2
   assert config.data.unlabelled.source == 'none'

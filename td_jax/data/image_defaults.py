@@ -108,7 +108,8 @@ def _report(
       f'warning: validation has {held_out} images; an accuracy on so few is '
       f'known to ± {50 / max(held_out, 1) ** 0.5:.0f} points at best.'
     )
-  if lacking['validation']:
+  # Of images in memory `class_counts` says so.
+  if lacking['validation'] and data.memory == 'stream':
     log(
       f'warning: validation has no image of {", ".join(lacking["validation"])}.'
     )
