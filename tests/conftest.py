@@ -52,6 +52,7 @@ from td_jax.data import sources
 from td_jax.models import split as split_lib
 from td_jax.run import command as command_lib
 from td_jax.run import preemption
+from td_jax.storage import array_cache
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
@@ -77,6 +78,25 @@ def small_ratings(
     genre_names=('Drama', 'War', 'Comedy'),
     fingerprint='0' * 64,
   )
+
+
+SMALL_DATA = '--config.data.dataset=movielens/latest-small-ratings'
+
+
+def small_data(root):
+  """Writes `small_ratings` where the flag `SMALL_DATA` finds them; returns `root`.
+
+  They are another dataset than MovieLens-100K, whose ratings are known.
+  """
+  name = SMALL_DATA.partition('=')[2]
+  folder = root / name / '0.1.1'
+  folder.mkdir(parents=True)
+  (folder / 'dataset_info.json').write_text('{}')
+  small = small_ratings()
+  ratings = small._replace(fingerprint=ratings_lib.fingerprint(small))
+  cache = root / 'td_jax' / f'{name.replace("/", "-")}-0.1.1.npz'
+  array_cache.save(cache, ratings._asdict(), log=print)
+  return root
 
 
 @pytest.fixture(scope='module')

@@ -14,16 +14,14 @@ import conftest
 import pytest
 
 from td_jax import errors
-from td_jax.data import ratings as ratings_lib
-from td_jax.data import sources
 from td_jax.devices import distributed
-from td_jax.storage import array_cache
 
 pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ARGS = (
   f'--config={ROOT}/configs/movielens.py:runlocal,method=ld',
+  conftest.SMALL_DATA,
   '--config.refit_on_validation=False',
   '--config.seeds=1',
 )
@@ -31,10 +29,7 @@ ARGS = (
 
 @pytest.fixture(scope='module')
 def environment(tmp_path_factory):
-  root = tmp_path_factory.mktemp('data')
-  small = conftest.small_ratings()
-  ratings = small._replace(fingerprint=ratings_lib.fingerprint(small))
-  array_cache.save(sources._cache_path(root), ratings._asdict(), log=print)
+  root = conftest.small_data(tmp_path_factory.mktemp('data'))
   return os.environ | {
     'PYTHONPATH': str(ROOT),
     'TFDS_DATA_DIR': str(root),

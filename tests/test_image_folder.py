@@ -14,12 +14,14 @@ import tiny_vision
 import td_jax
 from td_jax import errors
 from td_jax.configs import image_folder as image_folder_config
-from td_jax.data import classification
 from td_jax.data import dataset as dataset_lib
+from td_jax.data import decoding
 from td_jax.data import image_files
 from td_jax.data import image_folder
+from td_jax.data import image_settings
 from td_jax.data import images
 from td_jax.data import preprocess
+from td_jax.data import tensorflow_decoding
 from td_jax.run import completion
 from td_jax.run import config as config_lib
 from td_jax.run import pipeline
@@ -92,6 +94,21 @@ def test_pixels_without_a_known_range_are_refused():
     image_files.decode(_encoded(floats, 'tiff'))
 
 
+@pytest.mark.parametrize('area', [None, (0.1, 1.0)])
+@pytest.mark.parametrize('damaged', [b'nothing', tiny_images.CORRUPT])
+def test_what_tensorflow_says_of_damage_is_short(area, damaged):
+  """Without the trace of the graph that it ran."""
+  decoder = tensorflow_decoding.Decoder(
+    decoding.View(8, area=area), any_kind=True
+  )
+  draws = np.full(preprocess.DRAWS, 0.5, np.float32)
+  with pytest.raises(
+    dataset_lib.CorruptError,
+    match=r'^InvalidArgumentError: [^/\[{]*(image file format|JPEG)[^/\[{]*$',
+  ):
+    decoder.pixels(damaged, draws)
+
+
 def test_ordinary_jpegs_reach_tensorflow_unchanged():
   jpeg = tiny_images.jpeg(1)
   assert image_files.for_tensorflow(jpeg) == jpeg
@@ -115,7 +132,7 @@ def test_folders_of_classes_are_one_split(tmp_path):
   root = _write(
     tmp_path,
     *('cat/1.png', 'cat/2.webp', 'dog/1.bmp', 'unlabelled/deep/3.png'),
-    *('.ipynb_checkpoints/4.png', 'td_jax/5.png'),
+    *('.ipynb_checkpoints/4.png', 'td_jax/5.png', '__MACOSX/cat/._6.png'),
   )
   dataset = image_folder.load(root)
   assert dataset.sizes == {'train': 3}
@@ -138,7 +155,17 @@ def test_folders_of_classes_are_one_split(tmp_path):
     ),
     (
       ('train/n1/1.png', 'train/n2/1.png', 'val/images/1.png'),
-      "val has the label 'images', which train has not",
+      "val has the label 'images', which train has not; put its images into "
+      "folders of train's labels",
+    ),
+    (
+      # Tiny ImageNet, as it is unzipped.
+      ('train/n1/images/1.png', 'train/n2/images/1.png', 'val/images/1.png'),
+      'such as train/n1/images/1.png; move them up',
+    ),
+    (
+      ('train/n1/images/1.png', 'train/n2/images/1.png'),
+      'one is at train/n1/images/1.png',
     ),
     (('notes/1.txt.d/x',), 'holds no images laid out as'),
     (('cat/1.png', 'dog/1.png', 'stray.png'), 'such as stray.png'),
@@ -152,6 +179,29 @@ def test_a_folder_that_cannot_be_meant_is_refused(tmp_path, names, message):
   with pytest.raises(errors.DataError) as e:
     image_folder.load(root)
   assert message in str(e.value) and '\n' not in str(e.value)
+
+
+def test_a_label_may_be_a_link_but_no_circle(tmp_path):
+  root = _write(tmp_path / 'root', 'cat/1.png', 'unlabelled/2.png')
+  _write(tmp_path / 'elsewhere', '1.png')
+  (tmp_path / 'root' / 'dog').symlink_to(tmp_path / 'elsewhere')
+  before = image_folder.stamp(root)
+  _write(tmp_path / 'elsewhere', '2.png')
+  assert image_folder.stamp(root) != before
+  (tmp_path / 'root' / 'unlabelled' / 'circle').symlink_to(tmp_path / 'root')
+  assert len(image_folder.below(f'{root}/unlabelled')) == 4
+  assert image_folder.load(root).sizes == {'train': 3}
+
+
+@pytest.mark.parametrize('name', ['cat/1.png', 'unlabelled/1.png'])
+def test_a_pipe_is_not_opened(tmp_path, name):
+  root = _write(tmp_path, 'cat/0.png', 'dog/0.png', 'unlabelled/0.png')
+  os.mkfifo(tmp_path / name)
+  with pytest.raises(errors.DataError, match='is a pipe or a device'):
+    image_folder.load(root)
+    image_folder.load_unlabelled(f'{root}/unlabelled')
+  with pytest.raises(errors.DataError, match='is a pipe or a device'):
+    image_files.pixels(tmp_path / name)
 
 
 def test_all_that_is_wrong_is_said_at_once(tmp_path):
@@ -345,13 +395,17 @@ def test_what_looks_wrong_is_said(tmp_path, teacher):
   _write(tmp_path, 'VAL/a/1.png')
   (tmp_path / 'Train' / 'a' / 'phone.HEIC').write_bytes(b'')
   (tmp_path / 'Unlabelled').mkdir()  # Empty.
+  (tmp_path / 'Train' / 'a' / '.ipynb_checkpoints').mkdir()
   lines = []
-  config = completion.complete(_config(root, teacher), log=lines.append)
+  config = _config(root, teacher, ',stream')
+  config = completion.complete(config, log=lines.append)
   assert (config.data.train, config.data.validation) == ('Train', 'VAL')
   assert config.data.classes == 2
   assert config.data.unlabelled.source == 'none'
   assert any('validation has no image of b' in line for line in lines)
   assert any('1 files are of a kind' in line for line in lines)
+  [hidden] = (line for line in lines if 'hidden' in line)
+  assert 'such as Train/a/.ipynb_checkpoints' in hidden
 
 
 def test_without_folder_or_weights_one_line_says_so(photos, teacher):
@@ -417,4 +471,4 @@ def test_the_test_split_may_be_named_alone(photos, teacher):
   config = completion.complete(_config(photos, teacher), log=lambda line: None)
   config.test = True
   with pytest.raises(errors.ConfigError, match=r"test is '', but config\.test"):
-    classification.check(config)
+    image_settings.check(config)

@@ -15,6 +15,7 @@ import tiny_images
 
 from td_jax import errors
 from td_jax.data import host_pipeline
+from td_jax.data import image_folder
 from td_jax.data import images
 from td_jax.data import labels as labels_lib
 from td_jax.data import records
@@ -250,8 +251,10 @@ def test_corrupt_image_is_named(tmp_path):
   assert str(bad) in str(e.value) and str(other) in str(e.value)
 
 
-def test_an_unreadable_file_is_not_a_corrupt_image(tmp_path):
+def test_an_unreadable_file_is_not_a_corrupt_image(tmp_path, monkeypatch):
   tiny_images.folder(tmp_path, encode=tiny_images.png)
+  # A folder fails as a file on a broken disk does, once it is listed.
+  monkeypatch.setattr(image_folder, '_stat', os.stat)
   (tmp_path / 'train' / 'dog' / '999.png').mkdir()
   with pytest.raises(errors.IOFailedError, match=r'999\.png. cannot be') as e:
     _load(('image_folder', str(tmp_path)))

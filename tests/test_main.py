@@ -15,10 +15,7 @@ import conftest
 import numpy as np
 import pytest
 
-from td_jax.data import ratings as ratings_lib
-from td_jax.data import sources
 from td_jax.run import workdir
-from td_jax.storage import array_cache
 from td_jax.training import statistics
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -26,12 +23,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope='module')
 def data_dir(tmp_path_factory):
-  """A data folder whose cache holds `small_ratings`."""
-  root = tmp_path_factory.mktemp('data')
-  small = conftest.small_ratings()
-  ratings = small._replace(fingerprint=ratings_lib.fingerprint(small))
-  array_cache.save(sources._cache_path(root), ratings._asdict(), log=print)
-  return root
+  """A data folder that holds `small_ratings`."""
+  return conftest.small_data(tmp_path_factory.mktemp('data'))
 
 
 @pytest.fixture(scope='module')
@@ -67,6 +60,7 @@ def _run(environment, cwd, *args):
 
 SHORT = (
   f'{CONFIG}:runlocal,method=ld',
+  conftest.SMALL_DATA,
   '--config.steps=20',
   '--config.teacher.steps=20',
   '--config.eval_every=20',
@@ -264,7 +258,11 @@ def elsewhere(tmp_path, monkeypatch):
     ((CONFIG, '--config.distill.weights.state=high'), 2, 'weights.state'),
     ((CONFIG, '--config.parallel.devices=99'), 2, 'there are 8 cpu devices'),
     ((CONFIG, '--config.parallel.devices=3'), 2, 'choose a multiple of 3'),
-    ((f'{CONFIG}:genre=Warr,method=scratch',), 2, "Did you mean 'War'?"),
+    (
+      (f'{CONFIG}:genre=Warr,method=scratch', conftest.SMALL_DATA),
+      2,
+      "Did you mean 'War'?",
+    ),
     ((CONFIG, '--workdir=/proc/nowhere/run'), 74, 'cannot be written'),
     ((CONFIG, '--mode=eval', '--workdir=nowhere'), 65, 'config.json'),
     ((CONFIG, '--mode=eval'), 2, '--workdir is missing'),
@@ -291,7 +289,9 @@ def test_a_bad_genre_leaves_the_folder_free(command, tmp_path):
   """The corrected command must be able to use the same folder."""
   path = tmp_path / 'run'
   where = f'--workdir={path}'
-  code, _, _ = command(f'{CONFIG}:genre=Warr,method=scratch', where)
+  code, _, _ = command(
+    f'{CONFIG}:genre=Warr,method=scratch', conftest.SMALL_DATA, where
+  )
   assert code == 2
   code, _, err = command(
     f'{CONFIG}:genre=War,method=scratch', where, '--config.parallel.devices=7'
@@ -304,6 +304,7 @@ def test_sigterm_to_the_command(environment, tmp_path):
   """The run saves and exits with 75 and one line."""
   args = (
     f'{CONFIG}:runlocal,method=scratch',
+    conftest.SMALL_DATA,
     f'--workdir={tmp_path / "run"}',
     '--config.steps=100000',
     '--config.seeds=1',
@@ -333,6 +334,7 @@ def test_a_full_disk_is_one_line(environment, disk, tmp_path):
     environment,
     tmp_path,
     f'{CONFIG}:runlocal,method=scratch',
+    conftest.SMALL_DATA,
     f'--workdir={disk / "run"}',
     '--config.model.hidden=(600,600)',  # 1.4 MB, and twice that for AdamW.
   )

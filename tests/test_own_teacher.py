@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import sys
 
 from flax import linen as nn
@@ -409,6 +410,12 @@ def test_answers_that_cannot_be_used(table, tmp_path, arrays, message):
   with pytest.raises(errors.TdError, match=message) as caught:
     _run(config, tmp_path / 'run')
   assert 'a.npz' in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_a_pipe_holds_no_answers(tmp_path):
+  os.mkfifo(tmp_path / 'answers.npz')
+  with pytest.raises(errors.DataError, match='is a pipe or a device'):
+    answers.read(str(tmp_path / 'answers.npz'))
 
 
 def test_one_answer_alone_and_files_of_another_kind(tmp_path):

@@ -15,9 +15,6 @@ import pytest
 
 import td_jax
 from td_jax import configs
-from td_jax.data import ratings as ratings_lib
-from td_jax.data import sources
-from td_jax.storage import array_cache
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # What building needs. Copied, because setuptools leaves a build/ folder whose
@@ -79,10 +76,7 @@ def installed(tmp_path_factory, wheel):
 @pytest.fixture(scope='module')
 def environment(tmp_path_factory):
   """Variables of a shell in which nobody has heard of the checkout."""
-  data_dir = tmp_path_factory.mktemp('data')
-  small = conftest.small_ratings()
-  ratings = small._replace(fingerprint=ratings_lib.fingerprint(small))
-  array_cache.save(sources._cache_path(data_dir), ratings._asdict(), log=print)
+  data_dir = conftest.small_data(tmp_path_factory.mktemp('data'))
   variables = {
     name: value for name, value in os.environ.items() if name != 'PYTHONPATH'
   }
@@ -157,6 +151,7 @@ def test_a_whole_run(run, installed, tmp_path):
   code, out, err = run(
     'td_jax',
     '--config=movielens:runlocal',
+    conftest.SMALL_DATA,
     '--config.refit_on_validation=False',
     '--config.seeds=1',
   )

@@ -632,7 +632,7 @@ def test_fixed_positions_must_be_expected(npz):
     ({'hidden_act': 'relu'}, "hidden_act is 'relu'; only gelu, gelu_new"),
     ({'num_channels': 1}, 'num_channels is 1; only 3'),
     ({'patch_size': [4, 2]}, 'patch_size is [4, 2]; only squares'),
-    ({'hidden_size': None}, 'hidden_size is None; it must be of type int'),
+    ({'model_type': None}, 'model_type is None; it must be of type str'),
     ({'hidden_size': '8'}, "hidden_size is '8'; it must be of type int"),
     (
       {'num_hidden_layers': True},
@@ -649,6 +649,122 @@ def test_fixed_positions_must_be_expected(npz):
 def test_a_wrong_field_of_config_json_is_named(folder, changes, message):
   path = folder('vit', _fill_shapes(_hf_shapes('vit', 2)), **changes)
   _refused(path, message)
+
+
+@pytest.mark.parametrize(
+  'changes', [{'num_attention_heads': 3}, {'num_hidden_layers': 10**9}]
+)
+def test_a_fact_of_config_json_is_not_blamed_on_the_weights(folder, changes):
+  path = folder('vit', _fill_shapes(_hf_shapes('vit', 2)), **changes)
+  _refused(path, f'{path}/config.json: ')
+
+
+def test_a_network_that_config_json_does_not_state_is_named(folder):
+  path = folder('vit', _fill_shapes(_hf_shapes('vit', 2)))
+  for expected in ({'eps': 1e-12}, {'gelu': 'tanh'}):
+    _refused(path, f'{path}/config.json: ', 'is expected', expected=expected)
+  arguments: Any = {'error': errors.ConfigError, 'image_size': 13}
+  _refused(path, f'{path}/config.json: patches of 4 pixels', **arguments)
+  path = folder('vit', _fill_shapes(_hf_shapes('vit', 2)), image_size=16)
+  _refused(path, f'than {path}/config.json and the config say')
+
+
+_BASE = {'width': 768, 'depth': 12, 'heads': 12, 'mlp_width': 3072}
+
+
+@pytest.mark.parametrize(
+  ('kind', 'expected'),
+  [
+    ('vit', {**_BASE, 'patch': 16, 'gelu': 'exact', 'eps': 1e-12}),
+    ('deit', {**_BASE, 'patch': 16, 'gelu': 'exact', 'eps': 1e-12}),
+    ('dinov2', {**_BASE, 'patch': 14, 'gelu': 'exact', 'eps': 1e-6}),
+    (
+      'dinov2_with_registers',
+      {**_BASE, 'patch': 16, 'gelu': 'exact', 'eps': 1e-6},
+    ),
+    (
+      'dinov3_vit',
+      {'width': 384, 'depth': 12, 'heads': 6, 'mlp_width': 1536, 'patch': 16},
+    ),
+  ],
+)
+def test_fields_that_a_config_leaves_out_are_those_of_transformers(
+  tmp_path, kind, expected
+):
+  (tmp_path / 'config.json').write_text(json.dumps({'model_type': kind}))
+  arrays = {'embeddings.cls_token': np.zeros((1, 1, 8), np.float32)}
+  safetensors.save_file(arrays, tmp_path / 'model.safetensors')
+  settings = pretrained.describe(str(tmp_path)).settings
+  assert settings | expected == settings
+
+
+def test_the_side_of_an_image_may_be_a_pair(folder):
+  plain = folder('vit', _fill_shapes(_hf_shapes('vit', 2)))
+  expected = pretrained.load(plain, image_size=SIZE)
+  paired = folder(
+    'vit',
+    _fill_shapes(_hf_shapes('vit', 2)),
+    image_size=[SIZE, SIZE],
+    patch_size=[PATCH, PATCH],
+  )
+  _same(pretrained.load(paired, image_size=SIZE), expected)
+
+
+@pytest.mark.parametrize('name', ['model.safetensors', 'other.safetensors'])
+def test_the_file_of_the_weights_may_be_named(folder, name):
+  path = folder('vit', _fill_shapes(_hf_shapes('vit', 2)))
+  expected = pretrained.load(path, image_size=SIZE)
+  file = pathlib.Path(path) / 'model.safetensors'
+  file = file.rename(file.with_name(name))
+  assert pretrained.is_published(str(file))
+  _same(pretrained.load(str(file), image_size=SIZE), expected)
+  assert pretrained.describe(str(file)) == pretrained.Description(
+    {k: v for k, v in expected.settings.items() if k != 'classes'},
+    ((127.5,) * 3,) * 2,
+  )
+  _refused(f'{path}/no.safetensors', 'no.safetensors does not exist')
+
+
+def test_the_list_of_several_files_may_be_named(folder):
+  arrays = _fill_shapes(_hf_shapes('vit', 2))
+  path = pathlib.Path(folder('vit', arrays))
+  expected = pretrained.load(str(path), image_size=SIZE)
+  (path / 'model.safetensors').rename(path / 'part.safetensors')
+  index = path / 'model.safetensors.index.json'
+  parts = dict.fromkeys(arrays, 'part.safetensors')
+  index.write_text(json.dumps({'weight_map': parts}))
+  for name in (path, index):
+    assert pretrained.is_published(str(name))
+    _same(pretrained.load(str(name), image_size=SIZE), expected)
+
+
+@pytest.mark.parametrize(
+  'name', ['pytorch_model.bin', 'pytorch_model-00001-of-00002.bin']
+)
+def test_weights_of_pytorch_alone_name_the_command_that_converts_them(
+  folder, name
+):
+  path = pathlib.Path(folder('vit', _fill_shapes(_hf_shapes('vit', 2))))
+  (path / 'model.safetensors').unlink()
+  (path / name).write_bytes(b'')
+  for place in (path, path / name):
+    assert pretrained.is_published(str(place))
+    _refused(str(place), f'{path}/{name}', 'python -c "', 'save_file')
+
+
+@pytest.mark.parametrize('name', ['config.json', 'model.safetensors', 'x.npz'])
+def test_pipes_and_devices_are_not_opened(folder, name):
+  path = pathlib.Path(folder('vit', _fill_shapes(_hf_shapes('vit', 2))))
+  place = path / name if name == 'x.npz' else path
+  (path / name).unlink(missing_ok=True)
+  os.mkfifo(path / name)
+  _refused(str(place), f'{name} is a pipe or a device')
+  (path / name).unlink()
+  (path / name).symlink_to('/dev/zero')
+  _refused(str(place), f'{name} is a pipe or a device')
+  (path / name).unlink()
+  (path / name).mkdir()
+  _refused(str(place), f'{name} is a folder')
 
 
 def test_hugging_face_leaves_are_accounted_for(folder):

@@ -165,8 +165,27 @@ def test_a_constant_feature_gets_no_weight():
   np.testing.assert_allclose(bias, plain_bias, rtol=1e-3, atol=1e-3)
 
 
-def _no_class_2(features, labels, validation):
-  return features, labels % 2, validation
+def test_a_class_without_examples_is_never_predicted():
+  """The others are fitted as if it were none."""
+  features, labels = _task()
+  options = {'validation': (features, labels % 2), 'ridges': [0.01]}
+  lines = []
+  kernel, bias, _ = probe.fit(
+    features, 2 * (labels % 2), classes=4, log=lines.append, **options
+  )
+  expected = probe.fit(features, labels % 2, classes=2, **options)
+  np.testing.assert_array_equal(kernel[:, ::2], expected.kernel)
+  np.testing.assert_array_equal(bias[::2], expected.bias)
+  logits = features @ kernel + bias
+  shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+  shares /= shares.sum(axis=1, keepdims=True)
+  assert np.isfinite(logits).all() and shares[:, 1::2].max() < 1e-3
+  assert 'warning: 2 of 4 classes have no example' in lines[0]
+  assert 'such as class 1' in lines[0]
+
+
+def _one_class(features, labels, validation):
+  return features, 0 * labels, validation
 
 
 def _too_many(features, labels, validation):
@@ -198,7 +217,7 @@ def _not_finite(features, labels, validation):
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    (_no_class_2, 'class 2 of 3 has no example'),
+    (_one_class, 'training has examples of one class alone, class 0 of 3'),
     (_too_many, r'training has labels 1 \.\.\. 3, but the 3 classes are 0'),
     (_too_many_in_validation, r'validation has labels 1 \.\.\. 3'),
     (

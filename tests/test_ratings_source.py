@@ -124,8 +124,11 @@ def test_absent_and_unknown_datasets(tmp_path):
     ratings_source.load('movielens/1m-rating', str(tmp_path))
 
 
-def test_a_named_folder_without_the_ratings(tmp_path):
+@pytest.mark.parametrize('name', ['', 'ratings.csv', 'typo', '/dev/null'])
+def test_a_named_folder_without_the_ratings(tmp_path, name):
   """It may hold others, which nothing must replace."""
   (tmp_path / 'ratings.csv').write_text('user,item,rating\n')
-  with pytest.raises(errors.DataError, match='--config=ratings:data=FILE'):
-    ratings_source.load(sources.DATASET, str(tmp_path), log=types.no_log)
+  place = str(tmp_path / name)
+  with pytest.raises(errors.DataError, match='--config=ratings:data=FILE') as e:
+    ratings_source.load(sources.DATASET, place, log=types.no_log)
+  assert repr(place.rstrip('/')) in str(e.value) and '\n' not in str(e.value)

@@ -57,11 +57,18 @@ def _cache(root):
 
 
 @pytest.fixture
-def deliver(monkeypatch):
+def published(monkeypatch):
+  """MovieLens-100K is the three ratings."""
+  monkeypatch.setattr(sources, 'FINGERPRINT', _tiny().fingerprint)
+
+
+@pytest.fixture
+def deliver(monkeypatch, published):
   """Replaces all sources but the cache, so that only the named one has data.
 
   Returns the list of the sources that were tried, in order.
   """
+  del published  # What is published changes, nothing else.
 
   def install(available=None):
     tried = []
@@ -278,6 +285,18 @@ def test_other_rows_under_the_stored_fingerprint_are_rebuilt(tmp_path, deliver):
   _assert_same(ratings, whole)
 
 
+def test_a_cache_of_other_ratings_is_refused(tmp_path, deliver):
+  tried = deliver('_from_prepared')
+  other = _tiny(first_rating=1.0)
+  array_cache.save(_cache(tmp_path), other._asdict(), log=print)
+  with pytest.raises(errors.DataError) as e:
+    sources.movielens_100k(str(tmp_path), log=lambda line: None)
+  assert f'{_cache(tmp_path)} holds 3 ratings that are not those' in str(
+    e.value
+  )
+  assert other.fingerprint[:12] in str(e.value) and tried == []
+
+
 class _Canary:
   """Creates a file when it is unpickled."""
 
@@ -383,11 +402,13 @@ def test_cached_load_imports_no_tensorflow(tmp_path):
     """
     import sys
     from td_jax.data import sources
+    sources.FINGERPRINT = sys.argv[2]
     sources.movielens_100k(sys.argv[1], log=print)
     heavy = {'tensorflow', 'tensorflow_datasets', 'pyarrow', 'pandas'}
     print(sorted(heavy & set(sys.modules)))
     """,
     str(tmp_path),
+    _tiny().fingerprint,
   )
   assert 'columnar cache' in out and out.splitlines()[1:] == ['[]']
 

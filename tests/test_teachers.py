@@ -1,5 +1,6 @@
 """Frozen teachers: their heads, and folders that hold none."""
 
+import json
 import shutil
 
 import conftest
@@ -10,6 +11,7 @@ import tiny_vision
 
 from td_jax import errors
 from td_jax.data import classification
+from td_jax.models import class_names
 from td_jax.run import config as config_lib
 from td_jax.run import pipeline
 from td_jax.run import saved
@@ -25,6 +27,21 @@ def config(vision_data):
   made = tiny_vision.get_config('method=ld,teacher=published')
   made.data.dir = str(vision_data)
   return made
+
+
+@pytest.fixture
+def named(vision_teacher, tmp_path):
+  """(names) -> the published teacher, whose head names its classes so."""
+
+  def write(*names):
+    folder = tmp_path / 'named'
+    shutil.copytree(vision_teacher, folder, dirs_exist_ok=True)
+    config = json.loads((folder / 'config.json').read_text())
+    config['id2label'] = {str(i): name for i, name in enumerate(names)}
+    (folder / 'config.json').write_text(json.dumps(config))
+    return folder
+
+  return write
 
 
 @pytest.fixture
@@ -123,6 +140,32 @@ def test_a_stored_head_and_none(load, tmp_path):
     assert 'image_folder has 3' in str(e.value)
     assert "config.teacher.head='probe'" in str(e.value)
     assert '\n' not in str(e.value)
+
+
+def test_a_stored_head_follows_the_names_of_its_classes(load, named):
+  plain, lines = load('stored')
+  assert not any('warning' in line for line in lines)
+  other, lines = load('stored', named('2', '0', '1'))
+  for name, leaf in _head(plain).items():
+    # Output 0 of the file is about class 2.
+    np.testing.assert_array_equal(_head(other)[name][..., 2], leaf[..., 0])
+    np.testing.assert_array_equal(_head(other)[name][..., 0], leaf[..., 1])
+  assert not any('warning' in line for line in lines)
+  unnamed, lines = load('stored', named('LABEL_0', 'LABEL_1', 'LABEL_2'))
+  _same(unnamed, plain)
+  assert sum('taken to be in the order of the data' in s for s in lines) == 1
+
+
+def test_a_head_of_other_classes_is_refused():
+  names = [f'class {number}' for number in range(100)]
+  with pytest.raises(errors.DataError) as e:
+    class_names.order(
+      ['cat', *names[1:]], names, where='teacher', log=lambda line: None
+    )
+  said = str(e.value)
+  assert "teacher has a head for the classes 'cat', 'class 1'" in said
+  assert "those of the data are 'class 0'" in said and len(said) < 400
+  assert 'id2label' in said and "head='probe'" in said
 
 
 @pytest.mark.parametrize('part', ['all', 'config.json', 'model.safetensors'])

@@ -4,8 +4,10 @@ import json
 import subprocess
 import sys
 
+import conftest
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 import test_distributed
 import test_resume
@@ -13,9 +15,11 @@ import tiny_images
 import tiny_vision
 
 from td_jax import errors
+from td_jax.configs import vit_imagenet
 from td_jax.data import classification
 from td_jax.devices import sharding
 from td_jax.paper import cka
+from td_jax.run import pipeline
 from td_jax.run import saved
 from td_jax.run import teachers
 from td_jax.training import evaluate
@@ -155,6 +159,45 @@ def test_td_from_the_command_to_its_figure(
     np.testing.assert_allclose(
       np.diag(panels[name]['cka']), np.diag(expected), atol=1e-3
     )
+
+
+@pytest.fixture(scope='module')
+def many_classes(tmp_path_factory):
+  """A stand-in for ImageNet: 300 classes of one image, and no test split."""
+  root = tmp_path_factory.mktemp('many')
+  rng = np.random.default_rng(0)
+  for number in range(300):
+    label = root / 'train' / f'{number:03}'
+    label.mkdir(parents=True)
+    pixels = rng.integers(0, 256, (16, 16, 3), np.uint8)
+    PIL.Image.fromarray(pixels).save(label / '0.png')
+  return root
+
+
+@pytest.mark.parametrize('arg', ['runlocal', 'laptop'])
+def test_imagenet_on_a_laptop_has_more_classes_than_its_head_sees(
+  many_classes, vision_teacher, tmp_path, arg
+):
+  config = vit_imagenet.get_config(f'{arg},method=ld,teacher={vision_teacher}')
+  small = {'width': 8, 'heads': 2, 'mlp_width': 12, 'patch': 8, 'depth': 2}
+  for model in (config.model, config.teacher.model):
+    model.update({**small, 'layer_scale': 0.0, 'split': (1, 2)})
+  config.update({'steps': 2, 'batch_size': 8, 'test': False})
+  config.update({'steps_per_dispatch': 2, 'log_every': 2, 'eval_every': 2})
+  config.data.update({'dataset': 'image_folder', 'dir': str(many_classes)})
+  config.data.update({'classes': 300, 'size': 16})
+  if arg == 'laptop':
+    config.data.train = 'train[:250]'  # Of so few images 20,000 are all.
+  lines = []
+  results = pipeline.run(
+    config, tmp_path, watch=conftest.Watch(), log=lines.append
+  )
+  assert 'test' not in results
+  lacking = '100' if arg == 'runlocal' else '50'
+  warnings = [line for line in lines if 'no example to fit' in line]
+  # Of the teacher, and of the blocks that the student has copied.
+  assert len(warnings) == 2 and f'{lacking} of 300' in warnings[0]
+  assert any('the test split is left out' in line for line in lines)
 
 
 # Without teacher and test split: each compiles programs of its own.

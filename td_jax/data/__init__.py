@@ -15,6 +15,7 @@ from td_jax.data import arrays
 from td_jax.data import classification
 from td_jax.data import image_defaults
 from td_jax.data import image_inputs
+from td_jax.data import image_settings
 from td_jax.data import movielens
 from td_jax.data import own_table
 from td_jax.data import table_inputs
@@ -82,7 +83,7 @@ DOMAINS = {
     encoder=lambda config, kept: table_inputs.Encoder(kept),
   ),
   'images': Domain(
-    check=classification.check,
+    check=image_settings.check,
     inputs=lambda config: {'image_size': config.data.size},
     complete=image_defaults.complete,
     read=classification.read,

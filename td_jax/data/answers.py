@@ -21,6 +21,7 @@ import zipfile
 import numpy as np
 
 from td_jax import errors
+from td_jax.storage import files
 
 EXAMPLE, OUTPUT = 'example', 'output'
 _STATES = ('low', 'high')
@@ -129,6 +130,7 @@ def _load(path: str, names: Sequence[str]) -> dict[str, np.ndarray]:
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[Any]:
   """The opened .npz; raises a DataError if it cannot be read."""
+  files.check_regular(path)
   try:
     file: Any = np.load(path, allow_pickle=False)
     if not isinstance(file, np.lib.npyio.NpzFile):

@@ -4,9 +4,11 @@ Small datasets stay on the device as uint8 and are cropped, flipped and resized
 inside the compiled step; large ones are streamed from the host.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -17,6 +19,7 @@ from td_jax.data import answers
 from td_jax.data import baselines
 from td_jax.data import feed
 from td_jax.data import image_folder
+from td_jax.data import image_settings
 from td_jax.data import images
 from td_jax.data import labels as label_lib
 from td_jax.data import mixtures
@@ -27,11 +30,8 @@ from td_jax.data import task as task_lib
 from td_jax.storage import files
 
 TASK_LOSS = 'cross_entropy'
-_CHOICES = {'memory': ('device', 'stream'), 'augment': ('inception', 'none')}
 _SPLITS = ('train', 'validation', 'test')
-_UNLABELLED = ('none', 'rest', 'dataset', 'mixtures')
-# Mixtures for each labelled image, if their number is not given.
-_PER_IMAGE = 10
+_T = TypeVar('_T')
 
 
 class Dataset(NamedTuple):
@@ -44,59 +44,6 @@ class Dataset(NamedTuple):
   unlabelled_fingerprint: str = ''
 
 
-def check(config: types.Config) -> None:
-  """Raises a ConfigError for a `data` block that cannot work."""
-  data = config.data
-  for field, choices in _CHOICES.items():
-    errors.choose(f'config.data.{field}', data[field], choices)
-  _check_preprocessing(data)
-  _check_labels(data, config.teacher.states)
-  if config.test and not data.test:
-    raise errors.ConfigError(
-      "config.data.test is '', but config.test is True; name a split, or set "
-      'config.test=False.'
-    )
-  if data.limit < 0 or (data.limit and data.memory == 'stream'):
-    raise errors.ConfigError(
-      f'config.data.limit is {data.limit}; it must be at least 0, and 0 for '
-      "config.data.memory='stream': there name a part of a split, such as "
-      "config.data.train='train[:5000]'."
-    )
-  if data.memory == 'stream' and data.augment == 'none':
-    raise errors.ConfigError(
-      "config.data.augment is 'none', but config.data.memory='stream' crops; "
-      "choose augment='inception', or memory='device'."
-    )
-  if data.skip_corrupt and data.memory != 'stream':
-    raise errors.ConfigError(
-      "config.data.skip_corrupt is True, but config.data.memory is 'device', which "
-      "decodes every image before the run; choose config.data.memory='stream'."
-    )
-  if data.fixed_crops < 0 or (
-    data.fixed_crops and (data.memory == 'stream' or data.augment == 'none')
-  ):
-    raise errors.ConfigError(
-      f'config.data.fixed_crops is {data.fixed_crops}; it must be at least 0, '
-      "and 0 for config.data.memory='stream' or config.data.augment='none'."
-    )
-  if config.teacher.states and (data.memory == 'stream' or data.fixed_crops):
-    raise errors.ConfigError(
-      'config.teacher.states has one answer for each image, which fits '
-      "config.data.memory='device' and config.data.fixed_crops=0."
-    )
-  if config.refit_on_validation:
-    raise errors.ConfigError(
-      'config.refit_on_validation is True, which is for MovieLens; for images '
-      'name more examples in config.data.train.'
-    )
-  if config.teacher.cache and not _is_fixed(data):
-    raise errors.ConfigError(
-      "config.teacher.cache is True, but the teacher's view of an image "
-      "changes from epoch to epoch; choose config.data.augment='none', a number "
-      'of config.data.fixed_crops, or config.teacher.cache=False.'
-    )
-
-
 def read(config: types.Config, *, log: types.Log = print) -> Dataset:
   """Reads the splits of `config.data`, or opens them for streaming.
 
@@ -106,9 +53,9 @@ def read(config: types.Config, *, log: types.Log = print) -> Dataset:
     errors.DataError: It is absent or damaged; the message says how to get it.
   """
   if config.data.memory == 'device':
-    dataset = _read_columns(config.data, config.teacher.states, log)
+    dataset = _read_columns(config, log)
   else:
-    dataset = _open_streams(config.data, log)
+    dataset = _open_streams(config, log)
   if len(dataset.class_names) != config.data.classes:
     raise errors.ConfigError(
       f'config.data.classes is {config.data.classes}, but '
@@ -174,71 +121,30 @@ def task(config: types.Config, dataset: Dataset) -> task_lib.Task:
   )
 
 
-def _check_labels(data: types.Config, states: str) -> None:
-  label_lib.check(data, _UNLABELLED)
-  count, source = data.labels.per_class, data.unlabelled.source
-  if count < 0 or (count and data.labels.share < 1):
-    raise errors.ConfigError(
-      f'config.data.labels.per_class is {count}, and config.data.labels.share '
-      f'is {data.labels.share}; give a number of labels in each class, or a '
-      'share, and leave the other at 0 or 1.0.'
-    )
-  if source == 'mixtures' and (data.memory == 'stream' or states):
-    raise errors.ConfigError(
-      "config.data.unlabelled.source is 'mixtures', which mixes images in memory and "
-      "asks the teacher about them; it needs config.data.memory='device' and no "
-      'config.teacher.states.'
-    )
-  if data.unlabelled.mixtures < 0:
-    raise errors.ConfigError(
-      f'config.data.unlabelled.mixtures is {data.unlabelled.mixtures}; it must be at '
-      f'least 1, or 0 for {_PER_IMAGE} for each labelled image.'
-    )
-  if data.memory == 'stream' and (
-    count or data.labels.share < 1 or source == 'rest'
-  ):
-    raise errors.ConfigError(
-      "config.data.memory is 'stream', which reads no labels in advance and so "
-      'cannot choose some; name the labelled part in config.data.train, such '
-      "as 'train[:5%]', and with config.data.unlabelled.source='dataset' the "
-      "other part in config.data.unlabelled.split, such as 'train[5%:]'."
-    )
-  if source == 'rest' and not count and data.labels.share == 1:
-    raise errors.ConfigError(
-      "config.data.unlabelled.source is 'rest', but all labels are kept; choose "
-      'a smaller config.data.labels.share, or config.data.labels.per_class.'
-    )
-  if source == 'dataset' and not data.unlabelled.split:
-    raise errors.ConfigError(
-      "config.data.unlabelled.source is 'dataset', but "
-      "config.data.unlabelled.split is ''; name a split, such as 'train'."
-    )
+def _splits(
+  config: types.Config, read: Callable[[str], _T], log: types.Log
+) -> dict[str, _T]:
+  """{split: what `read` makes of it}, of all splits that the config names.
+
+  The test split may be unreadable if it is not scored. It is not left out in any
+  case, because the fingerprints of older runs cover it.
+  """
+  found = {}
+  for name in _SPLITS:
+    if not config.data[name]:
+      continue
+    try:
+      found[name] = read(name)
+    except (errors.ConfigError, errors.DataError) as e:
+      if name != 'test' or config.test:
+        raise
+      log(f'config.test is False, and the test split is left out: {e}')
+  return found
 
 
-def _check_preprocessing(data: types.Config) -> None:
-  if data.size < 1:
-    raise errors.ConfigError(
-      f'config.data.size is {data.size}; it must be at least 1 pixel.'
-    )
-  if len(data.area) != 2 or not 0 < data.area[0] <= data.area[1] <= 1:
-    raise errors.ConfigError(
-      f'config.data.area is {data.area}; it takes two shares of an image, '
-      'such as (0.05, 1.0).'
-    )
-  if len(data.mean) != 3 or len(data.std) != 3 or min(data.std) <= 0:
-    raise errors.ConfigError(
-      f'config.data.mean is {data.mean} and config.data.std is {data.std}; '
-      'each takes 3 grey levels, of red, green and blue, and std is above 0.'
-    )
-  if data.smaller_side and data.smaller_side < data.size:
-    raise errors.ConfigError(
-      f'config.data.smaller_side is {data.smaller_side}; it must be at least '
-      f'config.data.size, {data.size}, or 0 to stretch the whole image.'
-    )
-
-
-def _read_columns(data: types.Config, states: str, log: types.Log) -> Dataset:
-  """All splits in memory, with the rows of the teacher's answers `states`."""
+def _read_columns(config: types.Config, log: types.Log) -> Dataset:
+  """All splits in memory, with the rows of the teacher's answers, if given."""
+  data, states = config.data, config.teacher.states
   folder = data.dir if data.dataset == image_folder.NAME else ''
   answered = answers.Index(states, folder=folder) if states else None
 
@@ -261,8 +167,8 @@ def _read_columns(data: types.Config, states: str, log: types.Log) -> Dataset:
     rows = answered.rows(names, what=f'{name} {spec!r}')
     return batch._replace(teacher_x={types.TEACHER: rows})
 
-  parts = {
-    name: images.load_columns(
+  def load(name: str) -> images.Columns:
+    return images.load_columns(
       data.dataset,
       data[name],
       data_dir=data.dir,
@@ -271,9 +177,8 @@ def _read_columns(data: types.Config, states: str, log: types.Log) -> Dataset:
       smaller_side=data.smaller_side,
       log=log,
     )
-    for name in _SPLITS
-    if data[name]
-  }
+
+  parts = _splits(config, load, log)
   splits = {
     name: columns(part, data.dataset, data[name], data.dir)
     for name, part in parts.items()
@@ -344,7 +249,9 @@ def _hide_labels(
 
 def _mixtures(train: types.Batch, data: types.Config) -> types.Batch:
   """Mixtures of two labelled images each, without a label."""
-  count = data.unlabelled.mixtures or _PER_IMAGE * len(train.y)
+  count = data.unlabelled.mixtures or image_settings.MIXTURES_PER_IMAGE * len(
+    train.y
+  )
   title = f'config.data.unlabelled.mixtures={count}'
   mixed = images.allocate(count, train.x[0], title)
   mixtures.mixtures(train.x, mixed, seed=data.labels.draw)
@@ -368,14 +275,15 @@ def _repeated(split: Any, data: types.Config) -> Any:
   )
 
 
-def _open_streams(data: types.Config, log: types.Log) -> Dataset:
+def _open_streams(config: types.Config, log: types.Log) -> Dataset:
   """All splits as streams."""
+  data = config.data
   dataset = records.load(data.dataset, data.dir)
-  splits = {
-    name: streamed_split.Split(dataset.records(data[name]), data, log)
-    for name in _SPLITS
-    if data[name]
-  }
+
+  def stream(name: str) -> streamed_split.Split:
+    return streamed_split.Split(dataset.records(data[name]), data, log)
+
+  splits = _splits(config, stream, log)
   streams = Dataset(splits, dataset.class_names, dataset.fingerprint)
   if data.unlabelled.source != 'dataset':
     return streams
@@ -426,11 +334,6 @@ def _make_from_stream(data: types.Config) -> feed.MakeBatch:
     return batch._replace(x=preprocess.normalize(x, scale))
 
   return make_batch
-
-
-def _is_fixed(data: types.Config) -> bool:
-  """Whether the input made of an example depends on its id alone."""
-  return data.augment == 'none' or data.fixed_crops > 0
 
 
 def _count(split: task_lib.Split) -> int:

@@ -108,13 +108,18 @@ def _report(
       f'warning: validation has {held_out} images; an accuracy on so few is '
       f'known to ± {50 / max(held_out, 1) ** 0.5:.0f} points at best.'
     )
-  if lacking['validation']:
+  # Of images in memory `class_counts` says so.
+  if lacking['validation'] and data.memory == 'stream':
     log(
       f'warning: validation has no image of {", ".join(lacking["validation"])}.'
     )
-  unread = image_folder.unreadable(data.dir)
-  if unread:
+  left = image_folder.left_out(data.dir)
+  if left.hidden:
     log(
-      f'warning: {len(unread)} files are of a kind that cannot be read, such as '
-      f'{unread[0]}; convert them to JPEG or PNG.'
+      f'{len(left.hidden)} hidden folders are left out, such as {left.hidden[0]}'
+    )
+  if left.unreadable:
+    log(
+      f'warning: {len(left.unreadable)} files are of a kind that cannot be read, '
+      f'such as {left.unreadable[0]}; convert them to JPEG or PNG.'
     )

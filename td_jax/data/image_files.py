@@ -13,6 +13,7 @@ import numpy as np
 
 from td_jax import errors
 from td_jax.data import dataset
+from td_jax.storage import files
 
 SUFFIXES = (
   '.jpg', '.jpeg', '.jfif', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff'
@@ -33,6 +34,7 @@ def pixels(image: Image) -> np.ndarray:
   import PIL.Image
 
   if isinstance(image, (str, os.PathLike)):
+    files.check_regular(os.fspath(image))
     try:
       with PIL.Image.open(image) as opened:
         return _rgb(opened)

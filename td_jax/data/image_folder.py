@@ -2,7 +2,7 @@
 
 They are laid out as root/split/label/*.jpg, or as root/label/*.jpg, whose only
 split is called train. A folder root/unlabelled is none of the labels: it may hold
-images without one.
+images without one. Hidden folders are left out.
 """
 
 from collections.abc import Iterator
@@ -29,6 +29,7 @@ SPLITS = {
   'test': ('test', 'testing'),
 }
 _UNLABELLED = ('unlabelled', 'unlabeled')
+_MAC = '__MACOSX'  # What Macs put beside the files of a zip archive.
 _NO_LABEL = -1
 _LAYOUT = (
   'root/split/label/*.jpg, such as root/train/cat/1.jpg, or root/label/*.jpg'
@@ -107,14 +108,26 @@ def unlabelled_folder(data_dir: str) -> str:
   return ''
 
 
-def unreadable(data_dir: str) -> list[str]:
-  """Pictures below `data_dir` of a kind that cannot be read."""
-  return [
-    f'{folder}/{name}'
-    for folder, _, names in os.walk(_root(data_dir, _LAYOUT))
-    for name in names
-    if name.lower().endswith(image_files.UNREADABLE)
-  ]
+class LeftOut(NamedTuple):
+  """What `load` does not take, by paths below the folder."""
+
+  hidden: list[str]  # Folders.
+  unreadable: list[str]  # Pictures of a kind that cannot be read.
+
+
+def left_out(data_dir: str) -> LeftOut:
+  """What `load` leaves out below `data_dir`."""
+  root = _root(data_dir, _LAYOUT)
+  left = LeftOut([], [])
+  for folder, folders, names in os.walk(root):
+    place = os.path.relpath(folder, root)
+    for name in filter(_is_hidden, folders):
+      left.hidden.append(os.path.normpath(f'{place}/{name}'))
+    folders[:] = [name for name in folders if not _is_hidden(name)]
+    for name in names:
+      if name.lower().endswith(image_files.UNREADABLE):
+        left.unreadable.append(os.path.normpath(f'{place}/{name}'))
+  return left
 
 
 def load_unlabelled(data_dir: str) -> dataset.Dataset:
@@ -198,7 +211,7 @@ def stamp(data_dir: str) -> str:
     facts = sorted(
       (
         os.path.relpath(path, root),
-        (info := os.stat(path)).st_size,
+        (info := _stat(path)).st_size,
         info.st_mtime_ns,
       )
       for path in _walk(root)
@@ -214,8 +227,7 @@ def below(root: str) -> list[tuple[str, int]]:
   """
   with _readable():
     found = sorted(
-      (os.path.relpath(path, root), os.stat(path).st_size)
-      for path in _walk(root)
+      (os.path.relpath(path, root), _stat(path).st_size) for path in _walk(root)
     )
   if not found:
     raise errors.DataError(
@@ -260,7 +272,9 @@ def _splits(root: str) -> dict[str, str]:
     )
   if with_images:
     return {TRAIN: root}
-  raise errors.DataError(f'{root} holds no images laid out as {_LAYOUT}.')
+  elsewhere = min(_walk(root), default='')
+  hint = f'; one is at {os.path.relpath(elsewhere, root)}' if elsewhere else ''
+  raise errors.DataError(f'{root} holds no images laid out as {_LAYOUT}{hint}.')
 
 
 def part(split: str) -> str:
@@ -275,7 +289,7 @@ def _images(folder: str, label: str) -> list[_Image]:
   # Sorted, since the order of a directory differs between machines. Sizes go
   # into the fingerprint, which then notices files that were replaced.
   return [
-    _Image(label, file.name, file.stat().st_size)
+    _Image(label, file.name, _stat(file.path).st_size)
     for file in sorted(
       os.scandir(f'{folder}/{label}'), key=lambda file: file.name
     )
@@ -285,26 +299,23 @@ def _images(folder: str, label: str) -> list[_Image]:
 
 def _misplaced(root: str, folders: Mapping[str, str]) -> Iterator[str]:
   """What to say of images that lie in no folder of a label."""
-  # Beside folders for splits there must be nothing else.
-  beside = [] if root in folders.values() else _folders(root)
-  for folder in (root, *(f'{root}/{name}' for name in beside)):
-    stray = [name for name in os.listdir(folder) if _is_image(name)]
-    if stray:
-      example = os.path.relpath(f'{folder}/{min(stray)}', root)
-      yield f'{len(stray)} images lie in no folder of a label, such as {example}'
-  for folder in folders.values():
-    deeper = [
-      path
-      for label in _folders(folder)
-      for inner in _folders(f'{folder}/{label}')
-      for path in _walk(f'{folder}/{label}/{inner}')
-    ]
-    if deeper:
-      example = os.path.relpath(min(deeper), root)
-      yield (
-        f'{len(deeper)} images lie deeper than the folder of their label, such '
-        f'as {example}; move them up, or name the folder above them'
-      )
+  above = 1 if root in folders.values() else 2  # Folders of a labelled image.
+  stray, deeper = [], []
+  for path in _walk(root, without=_UNLABELLED):
+    place = path.removeprefix(f'{root}/')
+    if place.count('/') < above:
+      stray.append(place)
+    elif place.count('/') > above:
+      deeper.append(place)
+  if stray:
+    yield (
+      f'{len(stray)} images lie in no folder of a label, such as {min(stray)}'
+    )
+  if deeper:
+    yield (
+      f'{len(deeper)} images lie deeper than the folder of their label, such '
+      f'as {min(deeper)}; move them up, or name the folder above them'
+    )
 
 
 def _wrong_labels(
@@ -332,14 +343,35 @@ def _wrong_labels(
   for split, rows in images.items():
     unknown = sorted({image.label for image in rows} - trained)
     if trained and unknown:
-      yield f'{split} has the label {unknown[0]!r}, which train has not'
+      yield (
+        f'{split} has the label {unknown[0]!r}, which train has not; put its '
+        "images into folders of train's labels"
+      )
 
 
-def _walk(root: str) -> Iterator[str]:
-  """The paths of all images at any depth, hidden ones left out."""
-  for folder, folders, names in os.walk(root):
+def _stat(path: str) -> os.stat_result:
+  """The facts of an image's file; raises a DataError if it is no file."""
+  files_lib.check_regular(path)
+  return os.stat(path)
+
+
+def _walk(root: str, *, without: Sequence[str] = ()) -> Iterator[str]:
+  """The paths of all images at any depth, hidden ones left out.
+
+  Args:
+    root: Where to begin.
+    without: Names of folders that are left out too, in lower case.
+  """
+  seen = set()
+  for folder, folders, names in os.walk(root, followlinks=True):
+    # A link to a folder above would lead round and round.
+    facts = os.stat(folder)
+    if (facts.st_dev, facts.st_ino) in seen:
+      folders.clear()
+      continue
+    seen.add((facts.st_dev, facts.st_ino))
     folders[:] = [
-      name for name in folders if name != dataset.CACHE and name[0] != '.'
+      name for name in folders if _is_seen(name) and name.lower() not in without
     ]
     for name in names:
       if _is_image(name):
@@ -352,9 +384,18 @@ def _folders(path: str) -> list[str]:
     entry.name
     for entry in os.scandir(path)
     if entry.is_dir()
-    and entry.name[0] != '.'
-    and entry.name.lower() not in (dataset.CACHE, *_UNLABELLED)
+    and _is_seen(entry.name)
+    and entry.name.lower() not in _UNLABELLED
   )
+
+
+def _is_hidden(name: str) -> bool:
+  return name.startswith('.') or name == _MAC
+
+
+def _is_seen(name: str) -> bool:
+  """Whether a folder of this name is neither hidden nor that of our caches."""
+  return not _is_hidden(name) and name.lower() != dataset.CACHE
 
 
 def _is_image(name: str) -> bool:

@@ -136,7 +136,11 @@ def _cache_path(root: pathlib.Path) -> pathlib.Path:
 
 
 def _from_cache(root: pathlib.Path, log: types.Log) -> ratings_lib.Ratings:
-  """Returns the cached ratings; a damaged cache counts as absent."""
+  """Returns the cached ratings; a damaged cache counts as absent.
+
+  Raises:
+    errors.DataError: It is a whole cache, of other ratings.
+  """
   cache = _cache_path(root)
   # Not Path.exists, which raises if the folder may not be read.
   if not os.path.exists(cache):
@@ -151,7 +155,7 @@ def _from_cache(root: pathlib.Path, log: types.Log) -> ratings_lib.Ratings:
     )
     raise _UnavailableError(f'the cache {cache} is damaged') from error
   log(f'MovieLens-100K: columnar cache {cache}')
-  return ratings
+  return _published(ratings, cache)
 
 
 # Source 2: prepared TFDS data.

@@ -47,7 +47,11 @@ def module() -> Any:
 
 def one_line(error: Exception) -> str:
   """Shortens an exception of TensorFlow, without the names of its nodes."""
-  text = re.sub(r'\{\{.*?\}\}|\[Op:.*?\]|name: $', '', str(error))
+  text = str(error)
+  if 'defined at (most recent call last)' in text:
+    # The trace of the graph leads; a paragraph of its own says what is wrong.
+    text = text.rpartition('\n\n')[2]
+  text = re.sub(r'\[\[.*?\]\]|\{\{.*?\}\}|\[Op:.*?\]|name: $', '', text)
   return f'{type(error).__name__}: {errors.one_line(text)}'
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import safetensors
 
 from td_jax import errors
+from td_jax.storage import files
 
 # Compression shrinks weights by a few per cent, and only a head of zeros to
 # almost nothing. An archive that unpacks to more than this is a zip bomb.
@@ -47,9 +48,11 @@ def local(path: str) -> Iterator[pathlib.Path]:
   """A local file with the contents of `path`, which may be gs://.
 
   Raises:
-    errors.DataError: there is no such file, or it cannot be reached.
+    errors.DataError: there is no such file, it cannot be reached, or it is a
+      folder, a pipe or a device.
   """
   if '://' not in path:
+    files.check_regular(path)
     if not pathlib.Path(path).exists():
       raise errors.DataError(f'{path} does not exist.')
     yield pathlib.Path(path)
@@ -143,23 +146,23 @@ def sharded(folder: str) -> Iterator[Archive]:
   """
   path = f'{folder}/{INDEX}'
   with local(path) as file, _as_data_error(path):
-    files = dict(json.loads(file.read_text())['weight_map'])
-    for name in set(files.values()):
+    parts = dict(json.loads(file.read_text())['weight_map'])
+    for name in set(parts.values()):
       if pathlib.PurePath(name).name != name:
         raise ValueError(f'{name!r} is not the name of a file')
   with contextlib.ExitStack() as stack:
     shards = {}
-    for name in sorted(set(files.values())):
+    for name in sorted(set(parts.values())):
       own = stack.enter_context(local(f'{folder}/{name}'))
       shards[name] = stack.enter_context(safetensor(own, f'{folder}/{name}'))
     shapes = {}
-    for leaf, name in files.items():
+    for leaf, name in parts.items():
       if leaf not in shards[name].shapes:
         raise errors.DataError(
           f'{path}: leaf {leaf} is not in {name}. Download both files again.'
         )
       shapes[leaf] = shards[name].shapes[leaf]
-    yield Archive(path, shapes, lambda leaf: shards[files[leaf]].read(leaf))
+    yield Archive(path, shapes, lambda leaf: shards[parts[leaf]].read(leaf))
 
 
 class _Header(NamedTuple):

@@ -13,6 +13,7 @@ missing, left over, of another shape or used twice.
 from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
+import fnmatch
 import re
 from typing import Any
 from typing import NamedTuple
@@ -45,19 +46,73 @@ RUNNING: dict[str, Any] = {
 
 
 _WEIGHTS = 'model.safetensors'
+_PYTORCH = 'pytorch_model*.bin'  # Pickled weights, which are never loaded.
+# Turns them into `_WEIGHTS`, in the same folder.
+_CONVERT = (
+  'python -c "import glob, torch, safetensors.torch as s; s.save_file({{k: '
+  "v.clone().contiguous() for f in glob.glob('{folder}/pytorch_model*.bin') for k, "
+  "v in torch.load(f, map_location='cpu', weights_only=True).items()}}, "
+  "'{folder}/model.safetensors')\""
+)
 
 
 class Teacher(NamedTuple):
   settings: dict[str, Any]  # All fields of `vit.ViT` except `RUNNING`.
   variables: types.PyTree  # float32 NumPy arrays, as with scan=False.
+  class_names: tuple[str, ...] = ()  # Of a stored head, in its order, if known.
+
+
+class _Place(NamedTuple):
+  """Where weights lie in Hugging Face's form."""
+
+  folder: str
+  file: str  # The name of the file in it.
 
 
 def is_published(path: str) -> bool:
-  """Whether `path` is published weights: a .npz, or a folder with safetensors."""
-  if path.endswith('.npz'):
+  """Whether `path` is published weights: one file of them, or a folder.
+
+  Those of PyTorch count too: `load` says how to convert them.
+  """
+  if path.endswith('.npz') or _file(path):
     return True
   folder = paths.as_path(path)
-  return any((folder / name).exists() for name in (_WEIGHTS, archive.INDEX))
+  if any((folder / name).exists() for name in (_WEIGHTS, archive.INDEX)):
+    return True
+  return bool(_pickled(path))
+
+
+def _file(path: str) -> str:
+  """The last part of `path` if it is called as a file of weights; else ''."""
+  name = path.rpartition('/')[2]
+  weights = name.endswith('.safetensors') or name == archive.INDEX
+  return name if weights or fnmatch.fnmatch(name, _PYTORCH) else ''
+
+
+def _pickled(folder: str) -> list[str]:
+  """The names of PyTorch's own files of weights in a folder."""
+  return sorted(file.name for file in paths.as_path(folder).glob(_PYTORCH))
+
+
+def _place(path: str) -> _Place:
+  """The file of weights that `path`, a folder or the file itself, stands for.
+
+  Raises:
+    errors.DataError: They are PyTorch's own.
+  """
+  name = _file(path)
+  folder = (path.rpartition('/')[0] or '.') if name else path
+  if not name:
+    sharded = (paths.as_path(folder) / archive.INDEX).exists()
+    name = archive.INDEX if sharded else _WEIGHTS
+    if not (paths.as_path(folder) / name).exists() and _pickled(folder):
+      name = _pickled(folder)[0]
+  if fnmatch.fnmatch(name, _PYTORCH):
+    raise errors.DataError(
+      f'{folder}/{name} holds pickled weights, which are never loaded; convert '
+      f'them: {_CONVERT.format(folder=folder)}'
+    )
+  return _Place(folder, name)
 
 
 def load(
@@ -70,8 +125,8 @@ def load(
   """Reads a teacher.
 
   Args:
-    path: A .npz, or a folder with config.json and model.safetensors; local or
-      gs://; see `is_published`.
+    path: A .npz, or a folder with config.json and model.safetensors, or such a
+      file beside its config.json; local or gs://; see `is_published`.
     image_size: Side in pixels of the images that the teacher will see. A
       learned position table is resized by the rule of its origin.
     classes: Number of classes of the task. A stored head with as many classes
@@ -121,10 +176,11 @@ def describe(path: str) -> Description:
   del settings['classes']
   if path.endswith('.npz'):
     return Description(settings, None)
-  config = _config(path)
+  folder, _ = _place(path)
+  config = _config(folder)
   if published_timm.is_timm(config):
     return Description(settings, published_timm.scale(config))
-  return Description(settings, published_huggingface.scale(path, config))
+  return Description(settings, published_huggingface.scale(folder, config))
 
 
 @contextlib.contextmanager
@@ -136,27 +192,28 @@ def _opened(
     with archive.local(path) as file, archive.npz(file, path) as stored:
       yield stored, published_google.layout(stored, position=position)
     return
-  config = _config(path)
+  place = _place(path)
+  config = _config(place.folder)
   layout = published_huggingface.layout
   if published_timm.is_timm(config):
     layout = published_timm.layout
-  with _safetensors(path) as stored:
+  with _safetensors(place) as stored:
     yield layout(stored, config)
 
 
-def _config(path: str) -> published_config.Config:
-  with archive.local(f'{path}/config.json') as file:
-    return published_config.read(file, f'{path}/config.json')
+def _config(folder: str) -> published_config.Config:
+  with archive.local(f'{folder}/config.json') as file:
+    return published_config.read(file, f'{folder}/config.json')
 
 
 @contextlib.contextmanager
-def _safetensors(path: str) -> Iterator[archive.Archive]:
-  """The arrays in a folder: in one file, or in several."""
-  if (paths.as_path(path) / archive.INDEX).exists():
-    with archive.sharded(path) as stored:
+def _safetensors(place: _Place) -> Iterator[archive.Archive]:
+  """The arrays in one file, or in the several that it lists."""
+  if place.file == archive.INDEX:
+    with archive.sharded(place.folder) as stored:
       yield stored
     return
-  name = f'{path}/{_WEIGHTS}'
+  name = f'{place.folder}/{place.file}'
   with archive.local(name) as file, archive.safetensor(file, name) as stored:
     yield stored
 
@@ -186,7 +243,10 @@ def _load(
   for leaf, shape in _parameters(settings, image_size).items():
     if leaf not in flat:  # Only a new head is not read from the file.
       flat[leaf] = np.zeros(shape, np.float32)
-  return Teacher(settings, {'params': _nest(flat)})
+  names = layout.class_names
+  if 'head' in dropped or len(names) != settings['classes']:
+    names = ()
+  return Teacher(settings, {'params': _nest(flat)}, names)
 
 
 def _check(
@@ -209,10 +269,10 @@ def _check(
     vit.check('teacher', vit.ViT(**settings, **RUNNING), {})
   except errors.ConfigError as e:
     # Here the settings come from the file, so it is to blame.
-    raise errors.DataError(f'{stored.path}: {e}') from e
+    raise errors.DataError(f'{layout.source}: {e}') from e
   if image_size % settings['patch']:
     raise errors.ConfigError(
-      f'{stored.path} has patches of {settings["patch"]} pixels, which do not '
+      f'{layout.source}: patches of {settings["patch"]} pixels do not '
       f'divide images of {image_size}; make config.data.size a multiple of '
       f'{settings["patch"]}.'
     )
@@ -230,7 +290,7 @@ def _check(
   for field, value in wanted.items():
     if value != settings[field]:
       raise errors.DataError(
-        f'{stored.path}: {field} is {settings[field]!r}, and {value!r} is '
+        f'{layout.source}: {field} is {settings[field]!r}, and {value!r} is '
         'expected; correct the config, or take other weights.'
       )
   return leaves
@@ -253,8 +313,8 @@ def _match_leaves(
   # A hostile number of blocks would take forever below.
   if settings['depth'] > len(stored.shapes):
     raise errors.DataError(
-      f'{stored.path}: {settings["depth"]} blocks cannot be stored in '
-      f'{len(stored.shapes)} leaves; the file is damaged.'
+      f'{layout.source}: {settings["depth"]} blocks cannot be stored in the '
+      f'{len(stored.shapes)} leaves of {stored.path}; the file is damaged.'
     )
   size = layout.grid * settings['patch'] if layout.grid else image_size
   leaves, expected = {}, {}
@@ -269,7 +329,9 @@ def _match_leaves(
     if name not in expected and is_ignored:
       continue
     if stored.shapes.get(name) != expected.get(name):
-      raise published.mismatch(stored, name, expected.get(name))
+      raise published.mismatch(
+        stored, name, expected.get(name), source=layout.source
+      )
   return leaves
 
 

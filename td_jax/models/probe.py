@@ -23,6 +23,9 @@ from td_jax import types
 
 RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 _MAX_STEPS = 500  # Steps of L-BFGS for each ridge.
+# How far the logit of a class without examples is below all others. A thousand
+# such classes still share less than 5% of what the least likely class has.
+_BELOW = 10.0
 _TOLERANCE = 1e-5  # L-BFGS stops at a gradient of this norm.
 
 Features = jt.Float[np.ndarray, 'n d']
@@ -59,24 +62,32 @@ def fit(
 
   Args:
     features: float32, as the teacher gives them.
-    labels: 0 ... classes - 1; each of them occurs.
+    labels: 0 ... classes - 1. A class that does not occur gets a logit below
+      all others, so that it is never predicted.
     classes: Number of classes.
     validation: (features [v, d], labels [v]).
     ridges: Penalties to choose from, strongest first: of equally accurate
       heads the first wins.
-    log: Receives a line for each ridge, which may take minutes.
+    log: Receives a line for each ridge, which may take minutes, and one about
+      classes that do not occur.
 
   Raises:
     errors.DataError: features and labels do not fit together, are not finite,
-      or lack a class.
+      or are of one class alone.
   """
   _check(features, labels, classes, 'training')
   _check(*validation, classes, 'validation')
-  absent = np.flatnonzero(np.bincount(labels, minlength=classes) == 0)
-  if len(absent):
+  present, numbers = np.unique(labels, return_inverse=True)
+  if len(present) < min(classes, 2):
     raise errors.DataError(
-      f'class {absent[0]} of {classes} has no example to fit the probe on; '
-      'take more training examples.'
+      f'training has examples of one class alone, class {present[0]} of {classes}, '
+      'to fit the probe on; take more training examples.'
+    )
+  absent = np.setdiff1d(np.arange(classes), present)
+  if len(absent):
+    log(
+      f'warning: {len(absent)} of {classes} classes have no example to fit the '
+      f'head on, such as class {absent[0]}; it never predicts them.'
     )
   if validation[0].shape[1] != features.shape[1]:
     raise errors.DataError(
@@ -89,8 +100,8 @@ def fit(
   # turn rounding errors into features.
   deviation[(features == features[0]).all(axis=0)] = 1.0
   x = jnp.asarray((features - mean) / deviation, jnp.float32)
-  y = jnp.asarray(labels)
-  head = Head(jnp.zeros((x.shape[1], classes)), jnp.zeros(classes))
+  y = jnp.asarray(numbers)
+  head = Head(jnp.zeros((x.shape[1], len(present))), jnp.zeros(len(present)))
   heads, tried = [], []
   for ridge in ridges:
     # The previous ridge's minimum is near, so starting there saves steps.
@@ -99,6 +110,7 @@ def fit(
     kernel = np.asarray(head.kernel) / deviation[:, None]
     bias = np.asarray(head.bias) - mean @ kernel
     kernel, bias = kernel.astype(np.float32), bias.astype(np.float32)
+    kernel, bias = _with_absent(kernel, bias, present, classes, features)
     heads.append((kernel, bias))
     tried.append(
       {
@@ -117,6 +129,27 @@ def fit(
   best = int(np.argmax([each['validation_accuracy'] for each in tried]))
   kernel, bias = heads[best]
   return Probe(kernel, bias, {**tried[best], 'tried': tried})
+
+
+def _with_absent(
+  kernel: np.ndarray,
+  bias: np.ndarray,
+  present: np.ndarray,
+  classes: int,
+  features: Features,
+) -> tuple[np.ndarray, np.ndarray]:
+  """(kernel [d, classes], bias [classes]) from those of the classes `present`.
+
+  The minimum would give the others a logit of minus infinity. Theirs is finite,
+  so that distances between outputs stay finite too.
+  """
+  if len(present) == classes:
+    return kernel, bias
+  all_kernels = np.zeros((len(kernel), classes), np.float32)
+  lowest = (features @ kernel + bias).min() - _BELOW
+  all_biases = np.full(classes, lowest, np.float32)
+  all_kernels[:, present], all_biases[present] = kernel, bias
+  return all_kernels, all_biases
 
 
 @jax.jit

@@ -18,6 +18,7 @@ Shape = tuple[int, ...]
 class StoredLayout(NamedTuple):
   """How a file stores the parameters of a `vit.ViT`."""
 
+  source: str  # The file that says the settings, for messages.
   settings: dict[str, Any]  # The fields of `vit.ViT` that the file implies.
   grid: int | None  # Patches per side of its position table, if it has one.
   # (pattern, replacement): applied in this order, they turn the name of a
@@ -28,6 +29,7 @@ class StoredLayout(NamedTuple):
   stored_shape: Callable[[str, Shape, Mapping[str, Any]], Shape]
   convert: Callable[[np.ndarray], np.ndarray]  # Moves axes before a reshape.
   resize: Callable[[int, int], np.ndarray]  # A rule of `posemb`.
+  class_names: tuple[str, ...] = ()  # Of the head, in its order, if known.
 
 
 def stored_name(leaf: str, names: Sequence[tuple[str, str]]) -> str:
@@ -75,7 +77,11 @@ def depth(stored: archive.Archive, pattern: str) -> int:
 
 
 def mismatch(
-  stored: archive.Archive, name: str, expected: Sequence[Any] | None
+  stored: archive.Archive,
+  name: str,
+  expected: Sequence[Any] | None,
+  *,
+  source: str = '',
 ) -> errors.DataError:
   """The error for a leaf that is missing, unexpected or of another shape.
 
@@ -83,12 +89,16 @@ def mismatch(
     stored: The file.
     name: The leaf's stored name.
     expected: Its sizes, or the names of its axes; None if it is unexpected.
+    source: The file that says what network to expect, if it is another one.
   """
   shape = stored.shapes.get(name)
+  say = 'the config says'
+  if source not in ('', stored.path):
+    say = f'{source} and the config say'
   return errors.DataError(
     f'{stored.path}: leaf {name} is stored as {_describe(shape)} and expected '
     f'as {_describe(expected)}; the file is incomplete, or holds another '
-    'network than the config expects.'
+    f'network than {say}.'
   )
 
 

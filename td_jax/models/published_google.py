@@ -91,6 +91,7 @@ def layout(
   is_old = any(f'/{_PRE_LINEN.mlp}/' in name for name in names)
   block_names = _PRE_LINEN if is_old else _LINEN
   return published.StoredLayout(
+    source=stored.path,
     settings={
       **_sizes(leaves, block_names),
       'class_token': class_token,

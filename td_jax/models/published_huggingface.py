@@ -60,7 +60,7 @@ def layout(
     errors.DataError: `vit.ViT` does not implement this network, or a field of
       config.json is missing or of another type.
   """
-  kind = _kind(config)
+  kind, head = _kind(config), config
   config = _inner(config, kind)
   _check(config, kind)
   # Models with a task's head have a prefix, bare models have none.
@@ -76,6 +76,7 @@ def layout(
   if settings['mlp'] == 'swiglu' and names is kinds.DINOV2_NAMES:
     names = kinds.SWIGLU_NAMES
   return stored, published.StoredLayout(
+    source=config.path,
     settings=settings,
     grid=grid,
     names=(*names, *kinds.suffix_names(prefix)),
@@ -83,6 +84,7 @@ def layout(
     stored_shape=published_torch.stored_shape,
     convert=published_torch.convert,
     resize=kind.resize,
+    class_names=_class_names(head),
   )
 
 
@@ -221,6 +223,15 @@ def _settings(
     'gelu': kinds.GELUS.get(config.get('hidden_act', str), 'exact'),
     'eps': float(config.get('layer_norm_eps', (int, float))),
   }
+
+
+def _class_names(config: published_config.Config) -> tuple[str, ...]:
+  """The names in id2label in the order of its numbers; () if none are known."""
+  names = config.get('id2label', dict, {})
+  numbers = [str(number) for number in range(len(names))]
+  if set(numbers) != names.keys():
+    return ()
+  return tuple(str(names[number]) for number in numbers)
 
 
 def _mlp_width(config: published_config.Config, width: int, mlp: str) -> int:

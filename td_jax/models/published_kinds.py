@@ -119,11 +119,21 @@ class Kind(NamedTuple):
   inner: str = ''  # The field of config.json that describes the network.
 
 
+# What transformers takes for a field that config.json leaves out.
+_SIZES = {
+  'hidden_size': 768,
+  'num_hidden_layers': 12,
+  'num_attention_heads': 12,
+  'hidden_act': 'gelu',
+  'image_size': 224,
+  'patch_size': 16,
+}
 _QKV = {'qkv_bias': r'\.(query|key|value)\.weight$'}
 _VIT = Kind(
   names=VIT_NAMES,
   scale=_SYMMETRIC,
-  defaults={'layer_norm_eps': 1e-12, 'qkv_bias': True},
+  defaults=_SIZES
+  | {'intermediate_size': 3072, 'layer_norm_eps': 1e-12, 'qkv_bias': True},
   required={'num_channels': 3, 'pooler_act': 'tanh'},
   biases=_QKV,
   prefix='vit.',
@@ -131,23 +141,27 @@ _VIT = Kind(
 _DINOV2 = Kind(
   names=DINOV2_NAMES,
   scale=_IMAGENET,
-  defaults={'layer_norm_eps': 1e-6, 'mlp_ratio': 4, 'qkv_bias': True},
+  defaults=_SIZES
+  | {
+    'patch_size': 14,
+    'mlp_ratio': 4,
+    'layer_norm_eps': 1e-6,
+    'qkv_bias': True,
+  },
   required={'num_channels': 3},
   biases=_QKV,
   prefix='dinov2.',
 )
-_TOWER_DEFAULTS = {
-  'hidden_size': 768,
-  'num_hidden_layers': 12,
-  'num_attention_heads': 12,
-  'intermediate_size': 3072,
-  'image_size': 224,
-}
 _CLIP_TOWER = Kind(
   names=TOWER_NAMES,
   scale=_CLIP,
-  defaults=_TOWER_DEFAULTS
-  | {'patch_size': 32, 'hidden_act': 'quick_gelu', 'layer_norm_eps': 1e-5},
+  defaults=_SIZES
+  | {
+    'patch_size': 32,
+    'intermediate_size': 3072,
+    'hidden_act': 'quick_gelu',
+    'layer_norm_eps': 1e-5,
+  },
   required={'num_channels': 3},
   # Without the projection into the space that texts share.
   ignored=r'text_|visual_projection|logit_|.*\.position_ids$',
@@ -155,9 +169,9 @@ _CLIP_TOWER = Kind(
 )
 _SIGLIP_TOWER = _CLIP_TOWER._replace(
   scale=_SYMMETRIC,
-  defaults=_TOWER_DEFAULTS
+  defaults=_SIZES
   | {
-    'patch_size': 16,
+    'intermediate_size': 3072,
     'hidden_act': 'gelu_pytorch_tanh',
     'layer_norm_eps': 1e-6,
   },
@@ -173,19 +187,24 @@ KINDS: dict[str, Kind] = {
   ),
   'dinov2': _DINOV2,
   'dinov2_with_registers': _DINOV2._replace(
-    prefix='dinov2_with_registers.', resize=posemb.antialiased
+    prefix='dinov2_with_registers.',
+    defaults={**_DINOV2.defaults, 'patch_size': 16},
+    resize=posemb.antialiased,
   ),
   'dinov3_vit': Kind(
     names=_DINOV3_NAMES,
     scale=_IMAGENET,
-    defaults={
+    defaults=_SIZES
+    | {
+      'hidden_size': 384,
+      'num_attention_heads': 6,
+      'intermediate_size': 1536,
       'layer_norm_eps': 1e-5,
       'query_bias': True,
       'key_bias': False,
       'value_bias': True,
       'proj_bias': True,
       'mlp_bias': True,
-      'patch_size': 16,
     },
     required={'num_channels': 3, 'rope_theta': 100.0},
     biases={

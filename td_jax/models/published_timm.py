@@ -105,6 +105,7 @@ def layout(
   stored = _readable(stored)
   settings = _settings(stored, config, name, args)
   return stored, published.StoredLayout(
+    source=config.path,
     settings=settings,
     grid=math.isqrt(_rows(stored) - (settings['class_token'] == 'before')),
     names=_NAMES,
@@ -113,7 +114,14 @@ def layout(
     stored_shape=published_torch.stored_shape,
     convert=published_torch.convert,
     resize=posemb.antialiased,
+    class_names=_class_names(config),
   )
+
+
+def _class_names(config: published_config.Config) -> tuple[str, ...]:
+  """The names of the head's classes; () if the file does not list them."""
+  names = config.values.get('label_names')
+  return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def _readable(stored: archive.Archive) -> archive.Archive:

@@ -8,6 +8,7 @@ from typing import Any
 from td_jax import data
 from td_jax import methods
 from td_jax import types
+from td_jax.data import class_counts
 from td_jax.data import task as task_lib
 from td_jax.run import config as config_lib
 from td_jax.run import experiment as experiment_lib
@@ -77,6 +78,7 @@ def execute(
     if dataset is None:
       dataset = domain.read(final.config, log=log)
     final_task = domain.task(final.config, dataset)
+    class_counts.report(final_task, log)
     top.claim(final.config)
     watch.check('nothing to save yet')
     for stage in plan.stages:
@@ -243,6 +245,7 @@ def _evaluate(
   """The stored results of a run, with its scores computed anew."""
   parallel = plan_lib.devices(config)
   task = data.DOMAINS[config.domain].task(config, dataset)
+  class_counts.report(task, log)
   results = results_lib.read(path)
   students = saved.load(path, task)
   log(f'evaluating {path}, checkpoint of step {students.step}')

@@ -25,6 +25,7 @@ from td_jax.configs import common
 from td_jax.data import answers
 from td_jax.data import feed as feed_lib
 from td_jax.data import task as task_lib
+from td_jax.models import class_names
 from td_jax.models import frozen
 from td_jax.models import layers
 from td_jax.models import pretrained
@@ -90,7 +91,7 @@ def load(
       f'weights, but config.teacher.model.name is {settings.name!r}, which '
       'cannot load any; name the folder of a run.'
     )
-  variables = _published(config, task, folder, load_published)
+  variables = _published(config, task, folder, load_published, log)
   model = models.build(settings, task.model_args)
   facts = [settings.to_dict(), config.teacher.head]
   cache, shared = _caches(config, task, variables, facts, path=path, log=log)
@@ -278,7 +279,11 @@ def _caches(
 
 
 def _published(
-  config: types.Config, task: task_lib.Task, folder: str, load_published: Any
+  config: types.Config,
+  task: task_lib.Task,
+  folder: str,
+  load_published: Any,
+  log: types.Log,
 ) -> types.PyTree:
   """The variables of published weights, with a head for the task's classes."""
   settings, classes = config.teacher.model, task.model_args['classes']
@@ -294,7 +299,17 @@ def _published(
       f'{folder} has a head of {stored} classes, but {task.name} has '
       f"{classes}; choose config.teacher.head='probe'."
     )
-  return published.variables
+  if config.teacher.head != 'stored':
+    return published.variables
+  order = class_names.order(
+    published.class_names,
+    task.metadata.get('class_names', []),
+    where=folder,
+    log=log,
+  )
+  params = published.variables['params']
+  head = {name: leaf[..., order] for name, leaf in params['head'].items()}
+  return {'params': {**params, 'head': head}}
 
 
 def _cache_digest(

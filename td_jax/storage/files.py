@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import contextlib
 import hashlib
 import json
+import os
 from typing import IO
 from typing import Any
 import uuid
@@ -58,6 +59,18 @@ def write_atomically(file: types.Path, content: str | bytes) -> None:
   """
   with replacing(file) as opened:
     opened.write(content.encode() if isinstance(content, str) else content)
+
+
+def check_regular(file: types.Path | str) -> None:
+  """Raises a DataError for a folder, a pipe or a device in place of a file.
+
+  A pipe would never answer, and a device such as /dev/zero would never end. What
+  does not exist is left to the caller.
+  """
+  if '://' in str(file) or os.path.isfile(file) or not os.path.exists(file):
+    return
+  what = 'a folder' if os.path.isdir(file) else 'a pipe or a device'
+  raise errors.DataError(f'{file} is {what}; it must be a file.')
 
 
 def read_json(file: types.Path) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def _of_teacher(
 
 def of_published(folder: str, *, size: int) -> dict[str, cost.Cost]:
   """The cost of published weights on images of `size` pixels."""
-  settings, variables = pretrained.load(folder, image_size=size)
+  settings, variables, _ = pretrained.load(folder, image_size=size)
   model = models.NETWORKS['vit'].module(**settings, **pretrained.RUNNING)
   x = jnp.zeros((1, size, size, 3))
   return {folder: cost.measure(model, variables, x)}
