@@ -25,6 +25,7 @@ from td_jax import types
 from td_jax.data import task as task_lib
 from td_jax.run import config as config_lib
 from td_jax.run import metrics_log
+from td_jax.storage import checkpoint
 from td_jax.storage import files
 from td_jax.storage import paths
 
@@ -46,8 +47,10 @@ class Workdir:
       writes: Whether this process writes; only one process of a run does.
 
     Raises:
+      errors.ConfigError: No checkpoint can be saved under its name.
       errors.IOFailedError: It cannot be written, or another run holds it.
     """
+    checkpoint.check_path(path)
     self.path, self._writes, self._lock = path, writes, None
     self._is_new = False
     if not writes:
