@@ -388,7 +388,9 @@ def test_the_first_save_is_read_back(tmp_path):
   tree = {'state': {'w': np.ones(4, np.float32)}}
   # There orbax says that it has saved, and has not.
   with _opened(tmp_path / 'r[1]') as checkpoints:
-    with pytest.raises(errors.IOFailedError, match='There is no checkpoint') as e:
+    with pytest.raises(
+      errors.IOFailedError, match='There is no checkpoint'
+    ) as e:
       checkpoints.save(4, tree, {'step': 4})
     assert '\n' not in str(e.value)
 

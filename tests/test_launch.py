@@ -351,7 +351,7 @@ def test_flags_survive_two_shells(cloud):
     (['install', '--repo=u'], 'set both --repo and --commit'),
     (
       ['install', '--repo=--upload-pack=touch x', '--commit=c'],
-      "--repo=--upload-pack=touch x would be read as an option",
+      '--repo=--upload-pack=touch x would be read as an option',
     ),
     (['install', '--repo=u', '--commit=-f'], '--commit=-f would be read'),
     (['create', '--name=--async'], '--name=--async would be read as an'),

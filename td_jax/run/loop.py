@@ -74,7 +74,7 @@ def train(
       log(f'resumed {folder.path} at step {start}')
       start_time -= record['seconds']
     history = _History(record['pending'], checkpoints.latest)
-    rows = close_at_end(folder.rows(start, config))
+    rows = close_at_end(folder.rows(start, config, log))
     bar = close_at_end(
       progress.Bar(
         f'{config.method} {task.name}',

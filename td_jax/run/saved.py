@@ -15,9 +15,9 @@ from td_jax import types
 from td_jax.data import feed
 from td_jax.data import task as task_lib
 from td_jax.run import config as config_lib
+from td_jax.run import stored_config
 from td_jax.run import workdir
 from td_jax.storage import checkpoint
-from td_jax.storage import files
 from td_jax.training import step
 
 
@@ -37,11 +37,9 @@ def config_of(folder: types.Path) -> types.Config:
     errors.DataError: There is none, or it is damaged.
   """
   file = folder / workdir.CONFIG
-  stored = files.read_json(file)
+  stored = stored_config.read(file)
   try:
-    config = ml_collections.ConfigDict(
-      workdir.with_tuples(config_lib.upgraded(stored))
-    )
+    config = ml_collections.ConfigDict(workdir.with_tuples(stored))
     config_lib.validate(config)
   except Exception as e:  # The file may hold anything.
     raise errors.DataError(
