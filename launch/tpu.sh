@@ -182,7 +182,7 @@ install() {
   on all "mkdir -p td_jax && { flock -n td_jax/lock true ||\
  { echo 'a run is in progress; stop it first' >&2; exit 1; }; } &&\
  rm -rf td_jax/source &&\
- git clone --quiet --no-checkout $(quoted "$source") td_jax/source &&\
+ git clone --quiet --no-checkout -- $(quoted "$source") td_jax/source &&\
  git -C td_jax/source checkout --quiet --detach $(quoted "$commit") &&\
  td_jax/source/launch/worker.sh setup $(quoted "$python")"
 }
@@ -291,7 +291,7 @@ finish() {  # ends the costs: after the run, or after --max_hours
 delete() { tpus queued-resources delete "$name" --force --quiet; }
 
 check() {  # reports in one line what would fail later
-  local flag before='' workdir=''
+  local flag option before='' workdir=''
   case " $verbs " in
     *" $verb "*) ;;
     *) fail 2 "unknown subcommand ${verb:-(none)}; choose one of $verbs." ;;
@@ -305,6 +305,11 @@ check() {  # reports in one line what would fail later
   case ${repo:+r}${commit:+c} in
     r | c) fail 2 'set both --repo and --commit, or neither.' ;;
   esac
+  for option in name repo commit; do
+    [[ ${!option} != -* ]] ||
+      fail 2 "--$option=${!option} would be read as an option; it must not" \
+        'begin with a hyphen.'
+  done
   [[ $lines$grace$poll$max_hours =~ ^[0-9]+$ ]] ||
     fail 2 "--lines=$lines, --grace=$grace, --poll=$poll and" \
       "--max_hours=$max_hours must be whole numbers."

@@ -229,7 +229,7 @@ def _expected(type_, spot):
         'mkdir -p td_jax && { flock -n td_jax/lock true || '
         "{ echo 'a run is in progress; stop it first' >&2; exit 1; }; } && "
         'rm -rf td_jax/source && '
-        'git clone --quiet --no-checkout td_jax.bundle td_jax/source && '
+        'git clone --quiet --no-checkout -- td_jax.bundle td_jax/source && '
         f'git -C td_jax/source checkout --quiet --detach {head} && '
         f'{worker} setup 3.11'
       ),
@@ -307,7 +307,7 @@ def test_flags_win_over_the_environment():
   assert '--internal-ip' in scp
   assert '--internal-ip' in ssh
   (clone,) = _dry('install', '--dry_run', '--repo=u', '--commit=c', **env)
-  assert ' u td_jax/source && git -C td_jax/source checkout' in clone[-2]
+  assert ' -- u td_jax/source && git -C td_jax/source checkout' in clone[-2]
   (log,) = _dry('logs', '--dry_run', '--worker=all', '--lines=5', **env)
   assert '--worker=all' in log
   assert log[-2].endswith('worker.sh log 5 prefix')
@@ -349,6 +349,12 @@ def test_flags_survive_two_shells(cloud):
     (['run'], 'needs the flags of td_jax.main after --'),
     (['stop', '--', 'x'], 'takes no flags after --, but got x'),
     (['install', '--repo=u'], 'set both --repo and --commit'),
+    (
+      ['install', '--repo=--upload-pack=touch x', '--commit=c'],
+      '--repo=--upload-pack=touch x would be read as an option',
+    ),
+    (['install', '--repo=u', '--commit=-f'], '--commit=-f would be read'),
+    (['create', '--name=--async'], '--name=--async would be read as an'),
     (
       ['logs', '--worker=first'],
       '--worker is first; it must be a number or all',

@@ -15,6 +15,7 @@ import conftest
 import numpy as np
 import pytest
 
+from td_jax.run import command_line
 from td_jax.run import workdir
 from td_jax.training import statistics
 
@@ -85,7 +86,7 @@ def test_a_whole_run(done):
   (path,) = (cwd / 'runs').iterdir()
   name, _, when = path.name.partition('-')
   assert name == 'movielens'
-  made = datetime.datetime.strptime(when, '%Y%m%d-%H%M%S')
+  made = datetime.datetime.strptime(when, '%Y%m%d-%H%M%S-%f')
   assert began <= made <= datetime.datetime.now()
   assert str(path.relative_to(cwd)) in err
   # stdout has the table and nothing else.
@@ -400,8 +401,29 @@ def test_a_damaged_checkpoint_is_reported(done, environment, tmp_path):
 
 
 def test_default_folders():
-  name = workdir.default('some')
-  assert re.fullmatch(r'runs/some-\d{8}-\d{6}', name)
+  names = [workdir.default('some') for _ in range(3)]
+  assert len(set(names)) == 3  # In one second.
+  for name in names:
+    assert re.fullmatch(r'runs/some-\d{8}-\d{6}-\d{6}', name)
+
+
+@_old_loader
+def test_a_tilde_is_the_home_folder(command, elsewhere, monkeypatch, tmp_path):
+  del elsewhere
+  monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+  code, _, err = command(
+    f'{CONFIG}:method=ld', '--workdir=~/run', '--config.teacher.checkpoint=~/no'
+  )
+  assert code == 65
+  assert f'workdir {tmp_path}/home/run' in err
+  assert f"config.teacher.checkpoint is '{tmp_path}/home/no'" in err
+  code, _, err = command('--mode=eval', '--workdir=~/run')
+  assert code == 65
+  assert f'{tmp_path}/home/run' in err
+  parser = command_line.parser('', workdir='runs', results='rows')
+  options = parser.parse_args(['--workdir=~/runs', '--results=~/rows'])
+  assert options.workdir == tmp_path / 'home' / 'runs'
+  assert options.results == tmp_path / 'home' / 'rows'
 
 
 def test_spread():

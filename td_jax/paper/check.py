@@ -6,7 +6,6 @@ Writes paper_check.md from `numbers.py` alone; none of our results enter.
 """
 
 import argparse
-import pathlib
 
 from td_jax import types
 from td_jax.paper import check_ablations
@@ -62,7 +61,7 @@ def main() -> None:
   parser.add_argument(
     '--results',
     default='results',
-    type=pathlib.Path,
+    type=command_line.folder,
     help='folder of paper_check.md',
   )
   command_line.run(parser, _command)

@@ -6,6 +6,7 @@ them.
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import functools
 import json
 from typing import Any
 from typing import NamedTuple
@@ -129,8 +130,11 @@ def _restore(
   )
   # The encoders are trained with the student, so that the last state counts;
   # `best` holds a student alone.
-  items, record = saved.restore(path, {'state': template._replace(best=None)})
-  saved.check_dataset(path, record, task)
+  items, _ = saved.restore(
+    path,
+    {'state': template._replace(best=None)},
+    check=functools.partial(saved.check_dataset, path, task),
+  )
   params = jax.tree.map(lambda leaf: leaf[0], items['state'].params)
   method = experiment.method_of(config, task)
   return _Trained(student, params, loaded, method)

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from collections.abc import Sequence
+import os
 import pathlib
 from typing import NoReturn
 
@@ -28,13 +29,13 @@ def parser(
   options.add_argument(
     '--workdir',
     default=workdir,
-    type=pathlib.Path,
+    type=folder,
     help='folder of the runs; the command resumes what it holds',
   )
   options.add_argument(
     '--results',
     default='results',
-    type=pathlib.Path,
+    type=folder,
     help=f'folder of {results}',
   )
   if teacher:
@@ -44,6 +45,11 @@ def parser(
       help='for images: folder of the published weights',
     )
   return options
+
+
+def folder(text: str) -> pathlib.Path:
+  """A `type` of options: a local folder, where ~ is the home folder."""
+  return pathlib.Path(os.path.expanduser(text))
 
 
 def positive(text: str) -> int:

@@ -34,6 +34,7 @@ def complete(config: types.Config, *, log: types.Log) -> types.Config:
   """
   config = config.copy_and_resolve_references()
   errors.choose('config.domain', config.domain, data.DOMAINS)
+  config.teacher.checkpoint = os.path.expanduser(config.teacher.checkpoint)
   if config.teacher.get('as_stored', False):
     own = config.teacher.build or config.teacher.states
     if not config.teacher.checkpoint and own:

@@ -73,8 +73,8 @@ def train(
     if start:
       log(f'resumed {folder.path} at step {start}')
       start_time -= record['seconds']
-    history = _History(record['pending'], folder.path)
-    rows = close_at_end(folder.rows(start, config))
+    history = _History(record['pending'], checkpoints.latest)
+    rows = close_at_end(folder.rows(start, config, log))
     bar = close_at_end(
       progress.Bar(
         f'{config.method} {task.name}',
@@ -144,8 +144,8 @@ class _History:
   resumed run writes the same rows as an uninterrupted one.
   """
 
-  def __init__(self, pending: _Metrics, folder: types.Path):
-    self._pending, self._folder = pending, folder
+  def __init__(self, pending: _Metrics, latest: Callable[[], int | None]):
+    self._pending, self._latest = pending, latest
     self._on_devices: list[Any] = []
 
   def add(self, step_metrics: types.Metrics) -> None:
@@ -170,7 +170,7 @@ class _History:
     self._pending = {
       name: np.concatenate([part[name] for part in parts]) for name in parts[0]
     }
-    _check_finite(self._pending, stop - self._steps, self._folder)
+    _check_finite(self._pending, stop - self._steps, self._latest)
 
   def take_row(self) -> tuple[_Row, int]:
     """(means over the steps, number of steps); starts the next row."""
@@ -230,17 +230,20 @@ def _restore(
 ) -> tuple[step_lib.TrainState, dict[str, Any]]:
   """The state to start from, and the record that was saved with it."""
   state = experiment.state
-  restored = checkpoints.restore(_items(state))
+
+  def check(record: dict[str, Any]) -> None:
+    saved.check_dataset(path, task, record)
+    # Absent in checkpoints of version 0.1.
+    if record.get('unlabelled', '') != task.unlabelled_fingerprint:
+      raise errors.DataError(
+        f'{path} was trained with other unlabelled examples; choose another '
+        'workdir, or the unlabelled examples as they were.'
+      )
+
+  restored = checkpoints.restore(_items(state), check=check)
   if not restored:
     return state, {'step': 0, 'seconds': 0.0, 'pending': {}}
   items, record = restored
-  saved.check_dataset(path, record, task)
-  # Absent in checkpoints of version 0.1.
-  if record.get('unlabelled', '') != task.unlabelled_fingerprint:
-    raise errors.DataError(
-      f'{path} was trained with other unlabelled examples; choose another '
-      'workdir, or the unlabelled examples as they were.'
-    )
   for name, sample in record.get('samples', {}).items():
     now = experiment.samples.get(name, ())
     # Another device or version of JAX may change the last digits.
@@ -275,7 +278,9 @@ def _notes(row: _Row) -> Iterator[str]:
       yield f'{name.replace("_", " ")} {value.mean():.4f}'
 
 
-def _check_finite(values: _Metrics, start: int, folder: types.Path) -> None:
+def _check_finite(
+  values: _Metrics, start: int, latest: Callable[[], int | None]
+) -> None:
   """Raises a NonFiniteError for the first step that is not finite."""
   bad_steps = {
     name: np.flatnonzero(~np.isfinite(value).all(axis=1))
@@ -290,8 +295,11 @@ def _check_finite(values: _Metrics, start: int, folder: types.Path) -> None:
   )
   if names:
     step, *_, name = names[0]
+    last = latest()
+    known = 'nothing has been saved yet'
+    if last is not None:
+      known = f'the last checkpoint, of step {last}, is finite'
     raise errors.NonFiniteError(
-      f'{name} is not finite at step {start + int(step) + 1}; the last '
-      f'checkpoint in {folder} is finite. Lower config.optim.learning_rate '
-      'or the weight of that term.'
+      f'{name} is not finite at step {start + int(step) + 1}; {known}. Lower '
+      'config.optim.learning_rate or the weight of that term.'
     )

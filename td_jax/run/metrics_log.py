@@ -17,8 +17,27 @@ from td_jax import errors
 from td_jax import types
 from td_jax.storage import files
 from td_jax.storage import paths
+from td_jax.storage import results_log
 
 FILE = 'metrics.jsonl'
+_ROW = {'step': int, '*': [float]}  # [seeds] of each metric.
+
+
+def read(folder: types.Path) -> list[dict[str, Any]]:
+  """The rows of the run in `folder`; none if it has no such file.
+
+  Raises:
+    errors.DataError: A row has another form.
+  """
+  rows = results_log.read(folder / FILE, _ROW)
+  seeds = {
+    len(value) for row in rows for name, value in row.items() if name != 'step'
+  }
+  if len(seeds) > 1:
+    raise errors.DataError(
+      f'{folder / FILE} has rows of {min(seeds)} and of {max(seeds)} seeds.'
+    )
+  return rows
 
 
 class NoLog:
@@ -42,6 +61,7 @@ class MetricsLog:
     *,
     step: int,
     config: types.Config | None = None,
+    log: types.Log = types.no_log,
   ):
     """Continues the files in `path` after `step`; later rows are dropped.
 
@@ -49,13 +69,15 @@ class MetricsLog:
       path: The folder of a run.
       step: The step that the run continues from.
       config: The run's config; its `wandb` names a project, or is empty.
+      log: Receives a warning if earlier rows are lost.
 
     Raises:
       errors.ConfigError: There is a project, and wandb is not installed.
+      errors.DataError: A row has another form.
       errors.IOFailedError: They cannot be written.
     """
     self._wandb = _wandb(path, config) if config and config.wandb else None
-    text = ''.join(_rows_until(path / FILE, step))
+    text = ''.join(_rows_until(path / FILE, step, config, log))
     self._remote, local = None, path
     if paths.is_remote(path):
       # Buckets cannot append, so whole files are copied there.
@@ -151,12 +173,22 @@ class _Events:
     self._file.write_event(self._event(wall_time=time.time(), **fields))
 
 
-def _rows_until(file: types.Path, step: int) -> Iterator[str]:
-  """The complete rows of metrics.jsonl up to `step`."""
-  if not file.exists():
+def _rows_until(
+  file: types.Path, step: int, config: types.Config | None, log: types.Log
+) -> Iterator[str]:
+  """The lines of metrics.jsonl up to `step`; warns if there should be more."""
+  steps = set()
+  for line, row in results_log.lines(file, _ROW):
+    if row['step'] <= step:
+      steps.add(row['step'])
+      yield line + '\n'
+  # With another config the rows may have been further apart.
+  if config is None or config.allow_changed_config:
     return
-  for line in file.read_text(errors='replace').splitlines(keepends=True):
-    # A line that a crash cut off is later than any checkpoint.
-    with contextlib.suppress(ValueError):
-      if line.endswith('\n') and json.loads(line)['step'] <= step:
-        yield line
+  expected = set(range(config.log_every, step + 1, config.log_every))
+  lost = sorted(expected - steps)
+  if lost:
+    log(
+      f'warning: {file} lacks {len(lost)} of the {len(expected)} rows up to step '
+      f'{step}, where the run goes on; the first is that of step {lost[0]}.'
+    )

@@ -5,14 +5,37 @@ from typing import Any
 
 import jax
 
+from td_jax import errors
 from td_jax import types
 from td_jax.data import task as task_lib
 from td_jax.run import config as config_lib
 from td_jax.run import environment
 from td_jax.storage import files
+from td_jax.training import metrics
 from td_jax.training import step as step_lib
 
 FILE = 'results.json'
+_SCORE = {
+  'mean': float,
+  'standard_error': (float, None),
+  'per_seed': [float],
+}
+_FORM = {
+  'name': str,
+  'method': str,
+  'label': str,
+  'task': str,
+  'k': int,
+  'seeds': [int],
+  'steps': int,
+  'batch_size': int,
+  'best_step': [int],
+  'seconds': float,
+  'metric': str,
+  'dataset': str,
+  'baselines': {},
+  'teachers': {},
+}
 
 
 def collect(
@@ -79,7 +102,25 @@ def read(folder: types.Path) -> dict[str, Any]:
   Raises:
     errors.DataError: There are none, or the file is damaged.
   """
-  return upgraded(files.read_json(folder / FILE))
+  file = folder / FILE
+  found = files.read_json(file, _FORM, upgrade=upgraded)
+  splits = [name for name in ('validation', 'test') if name in found]
+  scores = dict.fromkeys(splits, float)
+  form = dict.fromkeys(splits, _SCORE) | {
+    'baselines': {'*': scores},
+    'teachers': {'*': {'folder': str} | scores},
+  }
+  found = files.read_json(file, form, upgrade=upgraded)
+  seeds = {
+    len(found['seeds']),
+    *(len(found[name]['per_seed']) for name in splits),
+  }
+  if len(seeds) > 1 or 0 in seeds or found['metric'] not in metrics.METRICS:
+    raise errors.DataError(
+      f'{file} does not fit together: it has {len(found["seeds"])} seeds, metric '
+      f'{found["metric"]!r} and the scores of {max(seeds)} students.'
+    )
+  return found
 
 
 def upgraded(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A finished or interrupted run, read back: for evaluation, or as a teacher."""
 
 from collections.abc import Mapping
+import functools
 from typing import Any
 from typing import NamedTuple
 
@@ -14,9 +15,9 @@ from td_jax import types
 from td_jax.data import feed
 from td_jax.data import task as task_lib
 from td_jax.run import config as config_lib
+from td_jax.run import stored_config
 from td_jax.run import workdir
 from td_jax.storage import checkpoint
-from td_jax.storage import files
 from td_jax.training import step
 
 
@@ -36,11 +37,9 @@ def config_of(folder: types.Path) -> types.Config:
     errors.DataError: There is none, or it is damaged.
   """
   file = folder / workdir.CONFIG
-  stored = files.read_json(file)
+  stored = stored_config.read(file)
   try:
-    config = ml_collections.ConfigDict(
-      workdir.with_tuples(config_lib.upgraded(stored))
-    )
+    config = ml_collections.ConfigDict(workdir.with_tuples(stored))
     config_lib.validate(config)
   except Exception as e:  # The file may hold anything.
     raise errors.DataError(
@@ -57,13 +56,20 @@ def load(folder: types.Path, task: task_lib.Task) -> Saved:
       records than those of `task`.
   """
   example = feed.example(feed.feed(task.train, task.make_batch))
-  saved = networks(folder, task.model_args, example.x)
-  check_dataset(folder, {'dataset': saved.dataset}, task)
-  return saved
+  return networks(
+    folder,
+    task.model_args,
+    example.x,
+    check=functools.partial(check_dataset, folder, task),
+  )
 
 
 def networks(
-  folder: types.Path, model_args: Mapping[str, Any], x: types.PyTree
+  folder: types.Path,
+  model_args: Mapping[str, Any],
+  x: types.PyTree,
+  *,
+  check: checkpoint.Check = lambda record: None,
 ) -> Saved:
   """As `load`, without the training data.
 
@@ -71,6 +77,7 @@ def networks(
     folder: The run.
     model_args: `Task.model_args` of the run.
     x: An input of the networks, leaves [b, ...].
+    check: As in `restore`.
   """
   config = config_of(folder)
   model = models.build(config.model, model_args)
@@ -79,14 +86,22 @@ def networks(
       jax.numpy.arange(config.seeds)
     )
   )
-  items, record = restore(folder, {'best': template})
+  items, record = restore(folder, {'best': template}, check=check)
   return Saved(model, items['best'].student, record['step'], record['dataset'])
 
 
 def restore(
-  folder: types.Path, templates: dict[str, types.PyTree]
+  folder: types.Path,
+  templates: dict[str, types.PyTree],
+  *,
+  check: checkpoint.Check,
 ) -> tuple[dict[str, types.PyTree], dict[str, Any]]:
   """Items and record of the latest intact checkpoint.
+
+  Args:
+    folder: The run.
+    templates: See `checkpoint.Checkpoints.restore`.
+    check: Receives the record before any item is read.
 
   Raises:
     errors.DataError: There is none, or it is damaged.
@@ -100,7 +115,7 @@ def restore(
     folder / workdir.CHECKPOINTS, read_only=True
   )
   try:
-    restored = checkpoints.restore(templates)
+    restored = checkpoints.restore(templates, check=check)
   finally:
     checkpoints.close()
   if restored is None:
@@ -112,7 +127,7 @@ def restore(
 
 
 def check_dataset(
-  folder: types.Path, record: dict[str, Any], task: task_lib.Task
+  folder: types.Path, task: task_lib.Task, record: dict[str, Any]
 ) -> None:
   """Raises a DataError if a checkpoint's record names other data."""
   if record['dataset'] != task.fingerprint:

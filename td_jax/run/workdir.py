@@ -25,6 +25,8 @@ from td_jax import types
 from td_jax.data import task as task_lib
 from td_jax.run import config as config_lib
 from td_jax.run import metrics_log
+from td_jax.run import stored_config
+from td_jax.storage import checkpoint
 from td_jax.storage import files
 from td_jax.storage import paths
 
@@ -46,8 +48,10 @@ class Workdir:
       writes: Whether this process writes; only one process of a run does.
 
     Raises:
+      errors.ConfigError: No checkpoint can be saved under its name.
       errors.IOFailedError: It cannot be written, or another run holds it.
     """
+    checkpoint.check_path(path)
     self.path, self._writes, self._lock = path, writes, None
     self._is_new = False
     if not writes:
@@ -96,8 +100,21 @@ class Workdir:
     Raises:
       errors.ConfigError: The folder belongs to a run with another config, or
         holds something else, such as published weights.
+      errors.DataError: The stored config is damaged, or lost.
     """
     file = self.path / CONFIG
+    saves = self.path / CHECKPOINTS
+    if (
+      not file.exists()
+      and saves.is_dir()
+      and any(saves.iterdir())
+      and not config.allow_changed_config
+    ):
+      raise errors.DataError(
+        f'{self.path} has checkpoints, but no {CONFIG} that says of which run. Put '
+        'it back, choose another --workdir, or set config.allow_changed_config=True '
+        'to continue all the same.'
+      )
     if file.exists() and 'method' not in files.read_json(file):
       raise errors.ConfigError(
         f'{file} is not of a run; it would be replaced. Choose another --workdir.'
@@ -108,7 +125,7 @@ class Workdir:
       entry.is_dir() for entry in self.path.iterdir()
     )
     if started and not config.allow_changed_config:
-      changes = config_lib.difference(files.read_json(file), config)
+      changes = config_lib.difference(stored_config.read(file), config)
       if changes:
         raise errors.ConfigError(
           f'{self.path} holds a run of another config ({"; ".join(changes)}). '
@@ -132,11 +149,13 @@ class Workdir:
         np.savez_compressed(opened, **arrays)
 
   def rows(
-    self, step: int, config: types.Config
+    self, step: int, config: types.Config, log: types.Log
   ) -> metrics_log.MetricsLog | metrics_log.NoLog:
     """Opens the metrics of the run, to continue after `step`."""
     if self._writes:
-      return metrics_log.MetricsLog(self.path, step=step, config=config)
+      return metrics_log.MetricsLog(
+        self.path, step=step, config=config, log=log
+      )
     return metrics_log.NoLog()
 
 
@@ -168,7 +187,8 @@ def inputs(
 
 def default(config_name: str) -> str:
   """A new folder under runs/, named after the config and the time."""
-  now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
+  # With microseconds, because a script may start several runs in one second.
+  now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S-%f')
   return os.path.join('runs', f'{config_name}-{now}')
 
 

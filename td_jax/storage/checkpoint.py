@@ -5,8 +5,10 @@ record holds its own SHA-256, the SHA-256 of every item, and the shape and dtype
 of every leaf, because orbax restores a flipped byte without an error.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 import logging
+import shutil
 from typing import Any
 
 import jax
@@ -20,8 +22,23 @@ from td_jax.storage import paths
 
 _RECORD = 'record'
 _CAUSE_LENGTH = 200  # Characters of orbax's error in a message of ours.
+_UNFINISHED = '.orbax-checkpoint-tmp'  # In the name of what is being written.
+_PATTERN = '*?[]\\'  # Characters of a path that orbax does not take literally.
 
 Leaves = Mapping[str, Any]  # {path: array or shape}, as `_flatten` returns.
+Check = Callable[[dict[str, Any]], None]  # Raises an error for a bad record.
+
+
+def check_path(path: types.Path) -> None:
+  """Raises a ConfigError if orbax cannot save below `path`."""
+  # orbax finds the parts of a checkpoint by a pattern that contains the path.
+  where = paths.absolute(str(path))
+  wrong = sorted(set(where) & set(_PATTERN))
+  if wrong:
+    raise errors.ConfigError(
+      f'--workdir={path} is {where!r}, where no checkpoint can be saved: the '
+      f'path must not contain {" or ".join(wrong)}. Choose another folder.'
+    )
 
 
 class Checkpoints:
@@ -35,6 +52,7 @@ class Checkpoints:
       read_only: For every process that does not belong to the run.
     """
     self._directory = directory
+    self._has_saved = False
     self._manager = ocp.CheckpointManager(
       paths.absolute(str(directory)),
       options=ocp.CheckpointManagerOptions(
@@ -51,7 +69,8 @@ class Checkpoints:
   ) -> None:
     """Starts to save; `wait` or the next `save` raises if that fails.
 
-    With several processes every one of them must call this.
+    The first save of a process is waited for and read back. With several
+    processes every one of them must call this.
 
     Args:
       step: Checkpoints of this and later steps are replaced.
@@ -75,8 +94,8 @@ class Checkpoints:
         # 'best' holds scores too, which are infinite before the first one.
         if name != 'best' and not np.all(np.isfinite(value)):
           raise errors.NonFiniteError(
-            f'{leaf} is not finite at step {step}; it was not saved. The '
-            f'last good checkpoint is step {self._manager.latest_step()}.'
+            f'{leaf} is not finite at step {step}; it was not saved. '
+            f'{self._last_good()}.'
           )
     # Flat mappings, so that leaves have the same names in orbax's files as in
     # the record.
@@ -93,8 +112,16 @@ class Checkpoints:
         if later >= step:
           self._manager.delete(later)
       self._manager.save(step, args=ocp.args.Composite(**arguments))
+      if not self._has_saved:
+        self._read_back(step)
+        self._has_saved = True
     except Exception as error:  # As in `wait`.
       raise self._save_error(error) from error
+
+  def latest(self) -> int | None:
+    """The step of the latest save, if there is one; waits as `wait` does."""
+    self.wait()
+    return self._manager.latest_step()
 
   def wait(self) -> None:
     """Returns once the last save is on disk; raises IOFailedError otherwise."""
@@ -105,13 +132,17 @@ class Checkpoints:
       raise self._save_error(error) from error
 
   def restore(
-    self, templates: Mapping[str, types.PyTree]
+    self,
+    templates: Mapping[str, types.PyTree],
+    *,
+    check: Check = lambda record: None,
   ) -> tuple[dict[str, types.PyTree], dict[str, Any]] | None:
     """Restores the latest intact checkpoint.
 
     Args:
       templates: {name of an item: tree of arrays or shapes}. Items that are not
         named are not read.
+      check: Receives the record before any item is read.
 
     Returns:
       (items, record), or None if there is no checkpoint. The items have the
@@ -124,7 +155,7 @@ class Checkpoints:
     steps = sorted(self._manager.all_steps(), reverse=True)
     for step in steps:
       try:
-        return self._restore(step, templates)
+        return self._restore(step, templates, check)
       except errors.DataError:
         # The config does not fit: an older checkpoint would not fit either.
         raise
@@ -150,7 +181,7 @@ class Checkpoints:
       logging.warning('%s', self._save_error(error))
 
   def _restore(
-    self, step: int, templates: Mapping[str, types.PyTree]
+    self, step: int, templates: Mapping[str, types.PyTree], check: Check
   ) -> tuple[dict[str, types.PyTree], dict[str, Any]]:
     record = self._manager.restore(
       step, args=ocp.args.Composite(**{_RECORD: ocp.args.JsonRestore()})
@@ -158,6 +189,7 @@ class Checkpoints:
     # The records of early versions have no digest of their own.
     if record.pop('sha256', None) not in (None, files.sha256(record)):
       raise ValueError('the record does not match its SHA-256')
+    check(record)  # Other data have other shapes too; say so first.
     expected = {name: _flatten(tree) for name, tree in templates.items()}
     for name, leaves in expected.items():
       self._check_leaves(
@@ -204,11 +236,35 @@ class Checkpoints:
     # device') last, followed by its settings in brackets. Cut at the front.
     lines = str(cause).strip().splitlines() or [type(cause).__name__]
     reason = errors.one_line(lines[0].split(' [')[0][-_CAUSE_LENGTH:])
+    self._remove_unfinished()
     return errors.IOFailedError(
       f'could not save to {self._directory}: {reason}. Free some '
       'space or fix the permissions, then start again with the same '
-      f'--workdir; the last good step is {self._manager.latest_step()}.'
+      f'--workdir. {self._last_good()}.'
     )
+
+  def _read_back(self, step: int) -> None:
+    """Raises an error if the save of `step` has no readable manifest."""
+    # Otherwise a run would learn that only when it resumes.
+    self._manager.wait_until_finished()
+    try:
+      self._manager.item_metadata(step)
+    except Exception:
+      self._manager.delete(step)
+      raise
+
+  def _last_good(self) -> str:
+    step = self._manager.latest_step()
+    if step is None:
+      return 'There is no checkpoint yet'
+    return f'The last good step is {step}'
+
+  def _remove_unfinished(self) -> None:
+    """Removes what a failed save has left, for it fills the disk."""
+    if paths.is_remote(self._directory) or jax.process_index() != 0:
+      return
+    for entry in self._directory.glob(f'*{_UNFINISHED}*'):
+      shutil.rmtree(entry, ignore_errors=True)
 
 
 def _flatten(tree: types.PyTree) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Atomic writes, JSON files and SHA-256 digests."""
 
+from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 import contextlib
 import hashlib
 import json
@@ -13,6 +15,9 @@ import numpy as np
 
 from td_jax import errors
 from td_jax import types
+from td_jax.storage import schema
+
+_OBJECT: dict[str, Any] = {}  # The schema of any JSON object.
 
 
 @contextlib.contextmanager
@@ -73,18 +78,27 @@ def check_regular(file: types.Path | str) -> None:
   raise errors.DataError(f'{file} is {what}; it must be a file.')
 
 
-def read_json(file: types.Path) -> dict[str, Any]:
+def read_json(
+  file: types.Path,
+  form: Mapping[str, Any] = _OBJECT,
+  *,
+  upgrade: Callable[[dict[str, Any]], dict[str, Any]] = lambda content: content,
+) -> dict[str, Any]:
   """Reads the JSON object in `file`, which belongs to the folder of a run.
 
+  Args:
+    file: The file.
+    form: The schema of the object, see `schema.py`.
+    upgrade: Turns the object of an earlier version into one of this form.
+
   Raises:
-    errors.DataError: The file is absent or damaged.
+    errors.DataError: The file is absent or damaged, or has another form.
   """
   try:
     content = json.loads(file.read_text())
-    if not isinstance(content, dict):
-      raise ValueError('it does not hold a JSON object')
-    return content
-  except (OSError, ValueError) as error:
+    return schema.check(upgrade(schema.check(content, _OBJECT)), form)
+  # Deep nesting exceeds Python's recursion limit.
+  except (OSError, ValueError, RecursionError) as error:
     raise errors.DataError(
       f'{file} cannot be read ({error}); is {file.parent} the folder of a run?'
     ) from error

@@ -13,13 +13,15 @@ from td_jax import types
 def as_path(name: str) -> types.Path:
   """Returns a pathlib.Path, or an epath.Path if `name` is in a bucket.
 
+  A shell does not expand the ~ of --workdir=~/runs, so it is expanded here.
+
   Raises:
     errors.ConfigError: It is in a bucket, and nothing that reads buckets is
       installed.
   """
   # Not an epath.Path in both cases: `is_remote` tells them apart by their type.
   if '://' not in name:
-    return pathlib.Path(name)
+    return pathlib.Path(os.path.expanduser(name))
   if not any(map(importlib.util.find_spec, ('tensorflow', 'gcsfs'))):
     raise errors.ConfigError(
       f"{name} is in a bucket, which takes pip install 'td_jax[tfds]'."
@@ -28,12 +30,14 @@ def as_path(name: str) -> types.Path:
 
 
 def is_absolute(folder: str) -> bool:
-  return '://' in folder or os.path.isabs(folder)
+  return '://' in folder or os.path.isabs(os.path.expanduser(folder))
 
 
 def absolute(folder: str) -> str:
   """Returns `folder` independent of the current directory."""
-  return folder if is_absolute(folder) else os.path.abspath(folder)
+  if '://' in folder:
+    return folder
+  return os.path.abspath(os.path.expanduser(folder))
 
 
 def resolve(path: types.Path, folder: str) -> types.Path:

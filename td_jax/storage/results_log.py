@@ -1,25 +1,60 @@
 """Result rows in a JSONL file, and locks that divide work among processes."""
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 import contextlib
 import fcntl
 import json
 import pathlib
 from typing import Any
 
+from td_jax import errors
+from td_jax import types
 from td_jax.storage import files
+from td_jax.storage import schema
+
+_OBJECT: dict[str, Any] = {}  # The schema of any JSON object.
 
 
-def read(file: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the complete rows of `file`, or no rows if it does not exist."""
+def read(
+  file: types.Path, form: Mapping[str, Any] = _OBJECT
+) -> list[dict[str, Any]]:
+  """Returns the complete rows of `file`, or no rows if it does not exist.
+
+  Args:
+    file: The file.
+    form: The schema of a row, see `schema.py`.
+
+  Raises:
+    errors.DataError: A row is complete, but has another form.
+  """
+  return [row for _, row in lines(file, form)]
+
+
+def lines(
+  file: types.Path, form: Mapping[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+  """As `read`, with the line of each row."""
   if not file.exists():
-    return []
-  rows = []
-  for line in file.read_text(errors='replace').splitlines():
-    # A crash while writing leaves a truncated line, which is not a result.
-    with contextlib.suppress(ValueError):
-      rows.append(json.loads(line))
-  return rows
+    return
+  text = file.read_text(errors='replace')
+  for number, line in enumerate(text.splitlines(), 1):
+    try:
+      row = json.loads(line)
+    except ValueError:
+      # A crash while writing leaves a truncated line, which is not a result.
+      continue
+    except RecursionError as e:
+      raise errors.DataError(
+        f'{file}, line {number}: it is nested too deep. Remove that line.'
+      ) from e
+    try:
+      row = schema.check(row, form)
+    except ValueError as e:
+      raise errors.DataError(
+        f'{file}, line {number}: {e}. Remove that line.'
+      ) from e
+    yield line, row
 
 
 def append(file: pathlib.Path, row: dict[str, Any]) -> None:

@@ -34,7 +34,6 @@ from td_jax.run import plan
 from td_jax.run import preemption
 from td_jax.run import workdir as workdir_lib
 from td_jax.storage import files
-from td_jax.storage import results_log
 from td_jax.study import finished as finished_lib
 from td_jax.training import metrics
 
@@ -184,7 +183,7 @@ def curves(
       run = run / plan.SELECTION
     rows = [
       (row['step'], row[f'validation_{metric}'])
-      for row in results_log.read(run / metrics_log.FILE)
+      for row in metrics_log.read(run)
       if f'validation_{metric}' in row
     ]
     if rows:
@@ -311,7 +310,7 @@ def main(argv: Sequence[str]) -> None:
   )
   parser.add_argument(
     '--workdir',
-    type=pathlib.Path,
+    type=command_line.folder,
     help='folder of the runs; by default a new one under runs/',
   )
   overrides = [word for word in argv if word.startswith('--config.')]

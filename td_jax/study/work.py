@@ -101,7 +101,7 @@ def train(
     for teacher in outcome['teachers'].values():
       del teacher['folder']
     score = f'validation_{outcome["metric"]}'
-    logged = results_log.read(folder / metrics_log.FILE)
+    logged = metrics_log.read(folder)
     outcome['curve'] = [
       [row['step'], row[score]] for row in logged if score in row
     ]

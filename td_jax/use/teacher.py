@@ -210,7 +210,7 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument(
     '--out',
     default=pathlib.Path('teacher'),
-    type=pathlib.Path,
+    type=command_line.folder,
     help='folder for the weights',
   )
   command_line.run(parser, _command, argv)
