@@ -14,10 +14,10 @@ import tiny_vision
 import td_jax
 from td_jax import errors
 from td_jax.configs import image_folder as image_folder_config
-from td_jax.data import classification
 from td_jax.data import dataset as dataset_lib
 from td_jax.data import image_files
 from td_jax.data import image_folder
+from td_jax.data import image_keys
 from td_jax.data import images
 from td_jax.data import preprocess
 from td_jax.run import completion
@@ -417,4 +417,4 @@ def test_the_test_split_may_be_named_alone(photos, teacher):
   config = completion.complete(_config(photos, teacher), log=lambda line: None)
   config.test = True
   with pytest.raises(errors.ConfigError, match=r"test is '', but config\.test"):
-    classification.check(config)
+    image_keys.check(config)

@@ -11,10 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 from td_jax import types
+from td_jax.configs import allowed
 from td_jax.data import arrays
 from td_jax.data import classification
 from td_jax.data import image_defaults
 from td_jax.data import image_inputs
+from td_jax.data import image_keys
 from td_jax.data import movielens
 from td_jax.data import own_table
 from td_jax.data import table_inputs
@@ -25,7 +27,9 @@ from td_jax.data import task as task_lib
 class Domain(NamedTuple):
   """What a kind of dataset offers to the rest of the package."""
 
-  # Raises a ConfigError for a `data` block that cannot work.
+  # {key of a config: what it takes} of the keys that this kind of data adds.
+  keys: Mapping[str, allowed.Allowed]
+  # Raises a ConfigError for a `data` block whose values do not fit together.
   check: Callable[[types.Config], None]
   # What `models.check` and `models.tokens` need to know about the inputs,
   # such as {'image_size': 384}.
@@ -49,6 +53,7 @@ class Domain(NamedTuple):
 
 DOMAINS = {
   arrays.NAME: Domain(
+    keys=arrays.ALLOWED,
     check=lambda config: None,
     inputs=lambda config: {},
     complete=lambda config, log: None,
@@ -60,6 +65,7 @@ DOMAINS = {
     encoder=lambda config, kept: arrays.read(config),
   ),
   'movielens': Domain(
+    keys=movielens.ALLOWED,
     check=movielens.check,
     inputs=lambda config: {},
     complete=lambda config, log: None,
@@ -71,6 +77,7 @@ DOMAINS = {
     encoder=lambda config, kept: table_inputs.Encoder(kept),
   ),
   'table': Domain(
+    keys=own_table.ALLOWED,
     check=own_table.check,
     inputs=lambda config: {},
     complete=own_table.complete,
@@ -82,7 +89,8 @@ DOMAINS = {
     encoder=lambda config, kept: table_inputs.Encoder(kept),
   ),
   'images': Domain(
-    check=classification.check,
+    keys=image_keys.ALLOWED,
+    check=image_keys.check,
     inputs=lambda config: {'image_size': config.data.size},
     complete=image_defaults.complete,
     read=classification.read,
