@@ -80,7 +80,7 @@ def boolean() -> Allowed:
 def text() -> Allowed:
   """Any text in one line, such as a name or a path."""
   return Allowed(
-    "text in one line, or ''",
+    'text in one line',
     # Neither files nor messages can have other characters.
     lambda value: isinstance(value, str) and value.isprintable(),
   )
