@@ -177,6 +177,15 @@ def test_wrong_arguments(arg):
     _get('movielens', arg)
 
 
+@pytest.mark.parametrize(
+  ('name', 'argument'),
+  [('movielens', 'genre=War'), ('ratings', 'genre=War'), ('table', 'task=a')],
+)
+def test_a_teacher_has_no_task_of_its_own(name, argument):
+  with pytest.raises(ValueError, match=f"argument '{argument}': a teacher"):
+    _get(name, f'method=teacher,{argument}')
+
+
 def test_arguments():
   args = common.parse('genre=War,fast,n=3', genre='Drama', fast=False, n=1)
   assert args.to_dict() == {'genre': 'War', 'fast': True, 'n': 3}

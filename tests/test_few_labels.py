@@ -304,7 +304,7 @@ def test_a_teacher_that_saw_other_labels_is_refused(made):
   root, run = made
   run(
     'honest',
-    f'method=teacher,genre={GENRE}',
+    'method=teacher',
     **{
       'teacher.labels': 'kept',
       'data.labels.share': 0.1,

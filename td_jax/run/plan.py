@@ -56,18 +56,7 @@ def make(
     errors.ConfigError: The config cannot work, or not on these devices.
     errors.DataError: The teacher's folder that the config names is no run.
   """
-  config = completion.complete(config, log=log)
-  config_lib.validate(config)
-  if config.method == types.TEACHER:
-    # The run is then that of the teacher's own recipe.
-    config = config_lib.as_teacher(config)
-  elif config.data.unlabelled.source != 'none' and not methods.uses_unlabelled(
-    config
-  ):
-    log(
-      f'{config.method} learns from labels alone: config.data.unlabelled is ignored'
-    )
-    config = config_lib.without_unlabelled(config)
+  config = resolved(config, log=log)
   parallel = devices(config)
   stages: list[Stage] = []
   teachers = {}
@@ -98,6 +87,27 @@ def make(
     field = 'config.teacher.batch_size' if own else 'config.batch_size'
     parallel.check_batch_size(stage.config.batch_size, field)
   return Plan(path, tuple(stages), parallel)
+
+
+def resolved(config: types.Config, *, log: types.Log) -> types.Config:
+  """The config that the run of `config` stores: completed and checked.
+
+  Raises:
+    errors.TdError: See `make`.
+  """
+  config = completion.complete(config, log=log)
+  config_lib.validate(config)
+  if config.method == types.TEACHER:
+    # The run is then that of the teacher's own recipe.
+    return config_lib.as_teacher(config)
+  if config.data.unlabelled.source != 'none' and not methods.uses_unlabelled(
+    config
+  ):
+    log(
+      f'{config.method} learns from labels alone: config.data.unlabelled is ignored'
+    )
+    return config_lib.without_unlabelled(config)
+  return config
 
 
 def devices(config: types.Config) -> parallel_lib.Parallel:
