@@ -43,6 +43,9 @@ class Architecture(NamedTuple):
   describe: Callable[[str], pretrained.Description] | None = None
   # Initialises a student with layers of its teacher, see `students`.
   initialise: Callable[..., Mapping[str, Any]] | None = None
+  # (kind, settings, settings of the teacher): raises a ConfigError if they cannot be
+  # the same layers.
+  check_copy: Callable[[str, Any, Any], None] | None = None
 
 
 NETWORKS: dict[str, Architecture] = {
@@ -56,6 +59,7 @@ NETWORKS: dict[str, Architecture] = {
     load_published=pretrained.load,
     describe=pretrained.describe,
     initialise=students.initialise,
+    check_copy=students.check,
   ),
 }
 
@@ -100,6 +104,25 @@ def check_init(config: types.Config) -> None:
       "teacher, but config.student_init is 'random'; choose "
       "config.student_head='zeros', or another config.student_init."
     )
+
+
+def check_copy(config: types.Config, teacher: types.Config) -> None:
+  """Raises a ConfigError if the student cannot take over layers of its teacher.
+
+  Args:
+    config: A whole config.
+    teacher: The settings of the teacher's network.
+  """
+  check = NETWORKS[config.model.name].check_copy
+  if config.student_init == 'random' or check is None:
+    return
+  if teacher.name != config.model.name:
+    raise errors.ConfigError(
+      f'config.student_init is {config.student_init!r}, but the student is a '
+      f'{config.model.name!r} and its teacher a {teacher.name!r}; choose '
+      "config.student_init='random', or another teacher."
+    )
+  check(config.student_init, config.model, teacher)
 
 
 def build(config: types.Config, from_data: Mapping[str, Any]) -> nn.Module:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from td_jax import errors
 from td_jax import methods
+from td_jax import models
 from td_jax import types
 from td_jax.devices import parallel as parallel_lib
 from td_jax.models import pretrained
@@ -66,7 +67,9 @@ def make(
       teachers[name] = given
       if not config_lib.has_own_teacher(config):
         _check_teacher(config, given, log)
+        models.check_copy(config, _network(config, given))
     else:
+      models.check_copy(config, config.teacher.model)
       teachers[name] = name
       if not (path / name / results.FILE).exists():
         stages += _refitted(name, config_lib.as_teacher(config), {})
@@ -114,6 +117,13 @@ def devices(config: types.Config) -> parallel_lib.Parallel:
   """The devices that `config.parallel` asks for."""
   block = config.parallel
   return parallel_lib.Parallel(block.kind, block.devices, fsdp=block.fsdp)
+
+
+def _network(config: types.Config, folder: str) -> types.Config:
+  """The settings of the teacher in `folder`: its own, or those of its weights."""
+  if pretrained.is_published(folder):
+    return config.teacher.model
+  return saved.config_of(paths.as_path(folder)).model
 
 
 def _check_teacher(config: types.Config, folder: str, log: types.Log) -> None:
