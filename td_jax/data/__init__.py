@@ -42,6 +42,9 @@ class Domain(NamedTuple):
   task: Callable[[types.Config, Any], task_lib.Task]
   # config -> a task with the right shapes, where no data may be at hand.
   shapes: Callable[[types.Config], task_lib.Task]
+  # config -> the smallest input that its data may have, before they are read; None
+  # if nothing is known.
+  blank: Callable[[types.Config], task_lib.Blank | None]
   # Changes a config in place so that its run uses all data, as a teacher does.
   use_all_data: Callable[[types.Config], None]
   # config -> a key of `losses.TASK_LOSSES`.
@@ -60,6 +63,7 @@ DOMAINS = {
     read=arrays.read,
     task=arrays.task,
     shapes=arrays.read,
+    blank=lambda config: None,
     use_all_data=lambda config: None,
     task_loss=arrays.task_loss,
     encoder=lambda config, kept: arrays.read(config),
@@ -72,6 +76,7 @@ DOMAINS = {
     read=movielens.read,
     task=movielens.task,
     shapes=movielens.load,
+    blank=lambda config: table_inputs.BLANK,
     use_all_data=movielens.use_all_genres,
     task_loss=lambda config: table_task.REGRESSION,
     encoder=lambda config, kept: table_inputs.Encoder(kept),
@@ -84,6 +89,7 @@ DOMAINS = {
     read=own_table.read,
     task=own_table.task,
     shapes=own_table.load,
+    blank=lambda config: table_inputs.BLANK,
     use_all_data=own_table.use_all_tasks,
     task_loss=own_table.task_loss,
     encoder=lambda config, kept: table_inputs.Encoder(kept),
@@ -96,6 +102,7 @@ DOMAINS = {
     read=classification.read,
     task=classification.task,
     shapes=classification.shapes,
+    blank=image_inputs.blank,
     use_all_data=lambda config: None,
     task_loss=lambda config: classification.TASK_LOSS,
     encoder=lambda config, kept: image_inputs.Encoder(config),

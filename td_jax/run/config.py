@@ -18,6 +18,7 @@ from td_jax.configs import common
 from td_jax.run import config_keys
 from td_jax.storage import paths
 
+NO_STAGES = (0, 0)  # Student and communication train together from the start.
 # Keys that may change when a run is resumed: they do not affect its results.
 _FREE = (
   'allow_changed_config', 'wandb', 'checkpoint', 'parallel.', 'data.dir', 'data.csv',
@@ -106,7 +107,7 @@ def as_teacher(config: types.Config) -> types.Config:
   own.data.unlabelled.source = 'none'
   data.DOMAINS[config.domain].use_all_data(own)
   own.seeds = 1
-  own.stages = (0, 0)
+  own.stages = NO_STAGES
   own.student_init, own.student_head = 'random', 'zeros'
   return own
 

@@ -20,6 +20,7 @@ from td_jax.devices import parallel as parallel_lib
 from td_jax.models import pretrained
 from td_jax.run import completion
 from td_jax.run import config as config_lib
+from td_jax.run import memory
 from td_jax.run import results
 from td_jax.run import saved
 from td_jax.run import workdir
@@ -89,6 +90,8 @@ def make(
     own = stage.config.method == types.TEACHER and len(stages) > 1
     field = 'config.teacher.batch_size' if own else 'config.batch_size'
     parallel.check_batch_size(stage.config.batch_size, field)
+    if not stage.folder.endswith(SELECTION):  # Else it is as its refit.
+      memory.check(stage.config, parallel)
   return Plan(path, tuple(stages), parallel)
 
 
