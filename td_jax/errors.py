@@ -74,14 +74,6 @@ def sentence(text: object) -> str:
   return text if text.endswith(('.', '?', '!')) else f'{text}.'
 
 
-def check_rate(field: str, value: float) -> None:
-  """Raises a ConfigError unless 0 <= value < 1."""
-  if not 0 <= value < 1:
-    raise ConfigError(
-      f'{field} is {value}; a rate must be at least 0 and below 1.'
-    )
-
-
 def choose(field: str, value: str, choices: Iterable[str]) -> str:
   """Returns `value` if it is one of `choices`, else raises a ConfigError."""
   choices = sorted(choices)

@@ -14,6 +14,7 @@ from td_jax.methods import base
 from td_jax.models import split
 from td_jax.run import config as config_lib
 from td_jax.run import experiment
+from td_jax.run import plan
 from td_jax.run import teachers
 
 TRAIN = tiny_vision.SIZES['train']
@@ -216,6 +217,30 @@ def test_what_the_data_refuse(config, memory, overrides, error, said):
   with pytest.raises(error) as e:
     _load(config(**overrides, **{'data.memory': memory}))
   assert said in str(e.value)
+  assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'said'),
+  [
+    ({'model.width': 16}, "the student's width is 16 and the teacher's"),
+    ({'model.heads': 1}, "the student's heads is 1 and"),
+    ({'model.mlp_width': 5}, "the student's mlp_width is 5 and"),
+    ({'model.patch': 4}, r'tokens \(17,\) and'),
+    ({'model.depth': 9}, 'the student has 9 blocks'),
+    ({'model.layer_scale': 0.1}, "the student's layer_scale is True"),
+    ({'model.patch': 4, 'student_init': 'random'}, r'tokens \(17,\) and'),
+    ({'model.split': (1, 3)}, r'model.split is \(1, 3\)'),
+    ({'teacher.model.split': (2, 9)}, r'teacher.model.split is \(2, 9\)'),
+  ],
+)
+def test_a_student_that_does_not_fit_its_teacher(
+  config, tmp_path, overrides, said
+):
+  """Is refused before the data are read: there are none."""
+  small = config('td', **overrides, **{'data.dir': '/nowhere'})
+  with pytest.raises(errors.ConfigError, match=said) as e:
+    plan.make(small, tmp_path)
   assert '\n' not in str(e.value)
 
 

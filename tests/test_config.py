@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 
+import config_tables
 import conftest
 import ml_collections
 import pytest
@@ -15,6 +16,7 @@ from td_jax.configs import common
 from td_jax.data import movielens
 from td_jax.run import completion
 from td_jax.run import config as config_lib
+from td_jax.run import config_keys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
@@ -22,7 +24,7 @@ RENEW = 'TD_JAX_RENEW_GOLDEN'  # Environment: write the texts anew.
 NAMES = sorted(
   file.stem
   for file in (ROOT / 'configs').glob('*.py')
-  if not file.stem.endswith(('__init__', 'common'))
+  if not file.stem.endswith(('__init__', 'common', 'allowed'))
 )
 
 
@@ -110,6 +112,28 @@ def test_values_are_those_that_were_reviewed(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
+def test_every_key_says_what_it_takes(name):
+  config = _get(name)
+  assert config_keys.known(config).keys() == _flat(config).keys()
+  config_keys.check(config)
+
+
+def test_the_tables_of_keys_are_those_of_the_docs():
+  file = ROOT / 'docs/config.md'
+  head, _, rest = file.read_text().partition(config_tables.START)
+  stored, _, tail = rest.partition(config_tables.END)
+  tables = f'\n{config_tables.markdown()}\n'
+  if os.environ.get(RENEW):
+    parts = head, config_tables.START, tables, config_tables.END, tail
+    file.write_text(''.join(parts))
+    stored = tables
+  assert stored == tables, (
+    f'{file} differs from the configs; `{RENEW}=1 python -m pytest '
+    'tests/test_config.py` renews it.'
+  )
+
+
+@pytest.mark.parametrize('name', NAMES)
 def test_every_key_is_read(name):
   source = '\n'.join(
     file.read_text()
@@ -153,6 +177,15 @@ def test_wrong_arguments(arg):
     _get('movielens', arg)
 
 
+@pytest.mark.parametrize(
+  ('name', 'argument'),
+  [('movielens', 'genre=War'), ('ratings', 'genre=War'), ('table', 'task=a')],
+)
+def test_a_teacher_has_no_task_of_its_own(name, argument):
+  with pytest.raises(ValueError, match=f"argument '{argument}': a teacher"):
+    _get(name, f'method=teacher,{argument}')
+
+
 def test_arguments():
   args = common.parse('genre=War,fast,n=3', genre='Drama', fast=False, n=1)
   assert args.to_dict() == {'genre': 'War', 'fast': True, 'n': 3}
@@ -162,27 +195,51 @@ def test_arguments():
 
 # Each: an override, and what the one line must say.
 WRONG = [
-  ({'k': -1}, 'config.k is -1; it must be at least 0'),
-  ({'distill.temperature': 0.0}, 'temperature is 0.0; it must be above 0'),
-  ({'distill.temperature': -1.0}, 'temperature is -1.0; it must be above 0'),
-  ({'distill.weights.interact': -0.1}, 'weights.interact is -0.1; a weight'),
-  ({'distill.weights.logit': float('nan')}, 'weights.logit is nan; a weight'),
+  ({'k': -1}, 'config.k is -1; it must be a whole number from 0 to 1000'),
+  (
+    {'distill.temperature': 0.0},
+    'temperature is 0.0; it must be a number above 0',
+  ),
+  (
+    {'distill.temperature': -1.0},
+    'temperature is -1.0; it must be a number above 0',
+  ),
+  (
+    {'distill.weights.interact': -0.1},
+    'weights.interact is -0.1; it must be a number at',
+  ),
+  (
+    {'distill.weights.logit': float('nan')},
+    'weights.logit is nan; it must be a number at',
+  ),
   ({'distill.weights.message': ((0, 1.0), (0, 2.0))}, 'rising steps'),
   ({'distill.weights.message': ((5, 1.0), (0, 2.0))}, 'rising steps'),
-  ({'distill.weights.state': ((0, 1.0), (9, -2.0))}, 'values >= 0'),
+  ({'distill.weights.state': ((0, 1.0), (9, -2.0))}, 'values at least 0'),
   ({'distill.weights.state': ()}, 'knots such as'),
-  ({'distill.weights.hint': 'high'}, "weights.hint is 'high'; a weight"),
-  ({'seeds': 0}, 'config.seeds is 0; it must be at least 1'),
-  ({'seed': -1}, 'config.seed is -1; it must be at least 0'),
-  ({'batch_size': 0}, 'config.batch_size is 0; it must be at least 1'),
-  ({'steps': 0}, 'config.steps is 0; it must be at least 1'),
-  ({'log_every': 0}, 'config.log_every is 0; it must be at least 1'),
+  (
+    {'distill.weights.hint': 'high'},
+    "weights.hint is 'high'; it must be a number at",
+  ),
+  ({'seeds': 0}, 'config.seeds is 0; it must be a whole number from 1'),
+  ({'seed': -1}, 'config.seed is -1; it must be a whole number from 0'),
+  (
+    {'batch_size': 0},
+    'config.batch_size is 0; it must be a whole number from 1',
+  ),
+  ({'steps': 0}, 'config.steps is 0; it must be a whole number from 1'),
+  ({'log_every': 0}, 'config.log_every is 0; it must be a whole number from 1'),
   ({'log_every': 6}, 'eval_every is 4; it must be a multiple of'),
   ({'teacher.batch_size': 0}, 'config.teacher.batch_size is 0'),
   ({'distill.hidden': 0}, 'config.distill.hidden is 0'),
   ({'distill.noise': -0.1}, 'config.distill.noise is -0.1'),
-  ({'distill.dropout': 1.0}, 'config.distill.dropout is 1.0; a rate'),
-  ({'model.dropout': -0.1}, 'config.model.dropout is -0.1; a rate'),
+  (
+    {'distill.dropout': 1.0},
+    'config.distill.dropout is 1.0; it must be a number at least 0 and below 1',
+  ),
+  (
+    {'model.dropout': -0.1},
+    'config.model.dropout is -0.1; it must be a number at least 0',
+  ),
   ({'teacher.model.unknown_rate': 1.5}, 'config.teacher.model.unknown_rate is'),
   ({'optim.learning_rate': 0.0}, 'config.optim.learning_rate is 0.0'),
   ({'optim.learning_rate': float('nan')}, 'config.optim.learning_rate is nan'),
@@ -190,15 +247,39 @@ WRONG = [
   ({'optim.clip': float('inf')}, 'config.optim.clip is inf'),
   (
     {'optim.skip_loss_above': 1.0},
-    'config.optim.skip_loss_above is 1.0, which would',
+    'config.optim.skip_loss_above is 1.0; it must be 0, or a number above 1',
   ),
+  ({'model.split': None}, 'model.split is None; it must be two whole numbers'),
+  ({'model.split': '12'}, "model.split is '12'; it must be two whole numbers"),
+  ({'teacher.model.split': (1, 2, 2)}, 'config.teacher.model.split is'),
+  ({'model.hidden': (8, 0)}, 'config.model.hidden is'),
+  ({'model.hidden': (8, 4.5)}, 'config.model.hidden is'),
+  ({'model.hidden': 'wide'}, "config.model.hidden is 'wide'"),
+  ({'model.hidden': None}, 'config.model.hidden is None'),
+  ({'stages': (0.5, 1)}, 'config.stages is'),
+  ({'stages': (True, False)}, 'config.stages is'),
+  ({'optim.warmup': 2**31}, 'optim.warmup is 2147483648; .* to 2147483647'),
+  ({'optim.momentum': float('nan')}, 'config.optim.momentum is nan'),
+  ({'optim.momentum': -1.0}, 'config.optim.momentum is -1.0'),
+  ({'distill.temperature': float('nan')}, 'temperature is nan'),
+  ({'distill.temperature': float('inf')}, 'temperature is inf'),
+  ({'distill.dkd_beta': ((0, 1.0),)}, 'config.distill.dkd_beta is'),
+  ({'seed': 2**64}, 'config.seed is 18446744073709551616'),
+  ({'seed': 2**31 - 1}, 'last of 2 students would have a seed above'),
+  ({'seeds': 2**31}, 'config.seeds is 2147483648'),
+  ({'steps': 2**64}, 'config.steps is 18446744073709551616'),
+  ({'k': 2**31}, 'config.k is 2147483648'),
+  ({'k': True}, 'config.k is True'),
+  ({'test': 1}, 'config.test is 1; it must be True or False'),
+  ({'name': 'a\nb'}, r"name is 'a\\nb'; it must be text in one line"),
+  ({'data.genre': 'Warr'}, "Did you mean 'War'?"),
   ({'optim.warmup': -1}, 'config.optim.warmup is -1'),
   ({'model.split': (0, 1)}, r'model.split is \(0, 1\).* 1 <= l < h <= 2'),
   ({'model.split': (1, 3)}, r'model.split is \(1, 3\).* 1 <= l < h <= 2'),
   ({'model.split': (2, 2)}, r'model.split is \(2, 2\).* 1 <= l < h <= 2'),
   ({'teacher.model.split': (1, 3)}, r'config.teacher.model.split is \(1, 3\)'),
-  ({'stages': (1,)}, r'stages is \(1,\); it takes two numbers'),
-  ({'stages': (-1, 2)}, r'stages is \(-1, 2\); it takes two numbers'),
+  ({'stages': (1,)}, r'stages is \(1,\); it must be two whole numbers'),
+  ({'stages': (-1, 2)}, r'stages is \(-1, 2\); it must be two whole numbers'),
   ({'stages': (6, 6)}, r'stages is \(6, 6\).* none of config.steps=12'),
   ({'method': 'tdd'}, "config.method is 'tdd'.* Did you mean 'td'?"),
   ({'method': 'fitnets'}, "Did you mean 'fitnet'?"),
@@ -218,13 +299,25 @@ WRONG = [
 ]
 
 
+def _with(config, overrides):
+  """The config with values of any type, as a config file may have them."""
+  for key, value in overrides.items():
+    *blocks, field = key.split('.')
+    block = config
+    for name in blocks:
+      block = block[name]
+    with block.ignore_type():
+      block[field] = value
+  return config
+
+
 @pytest.mark.parametrize(
   ('overrides', 'said'), WRONG, ids=lambda value: str(value)[:40]
 )
 def test_what_cannot_work_is_one_line(overrides, said):
   config_lib.validate(conftest.small_config())
   with pytest.raises(errors.ConfigError, match=said) as e:
-    config_lib.validate(conftest.small_config(**overrides))
+    config_lib.validate(_with(conftest.small_config(), overrides))
   assert e.value.exit_code == 2
   assert '\n' not in str(e.value)
 
@@ -286,15 +379,33 @@ def test_a_damaged_config_is_completed_as_it_is(stored):
   assert config_lib.upgraded(dict(stored)) == stored
 
 
-def test_own_configs_lack_and_misspell_keys():
+def test_own_configs_lack_keys():
   config = conftest.small_config()
   del config.distill['noise']
   with pytest.raises(errors.ConfigError, match=r"no key 'distill\.noise'"):
     config_lib.validate(config)
   config = conftest.small_config()
+  del config.optim
+  with pytest.raises(errors.ConfigError, match=r"no key 'optim\."):
+    config_lib.validate(config)
+
+
+@pytest.mark.parametrize(
+  ('block', 'key', 'near'),
+  [
+    ('distill.weights', 'logti', 'distill.weights.logit'),
+    ('', 'batchsize', 'batch_size'),
+    ('teacher', 'batchsize', 'teacher.batch_size'),
+    ('data', 'gener', 'data.genre'),
+    ('parallel', 'device', 'parallel.devices'),
+  ],
+)
+def test_own_configs_misspell_keys(block, key, near):
+  config = conftest.small_config()
+  place = config
+  for name in filter(None, block.split('.')):
+    place = place[name]
   with config.unlocked():
-    config.distill.weights.logti = 3.0
-  with pytest.raises(
-    errors.ConfigError, match=r"Did you mean 'distill\.weights"
-  ):
+    place[key] = 1
+  with pytest.raises(errors.ConfigError, match=f"Did you mean '{near}'"):
     config_lib.validate(config)

@@ -3,7 +3,7 @@
 import pytest
 
 from td_jax import configs
-from td_jax.run import config as config_lib
+from td_jax.run import config_keys
 from td_jax.run import config_text
 
 _PLAIN = ('name', 'domain', 'method')  # Nothing more can be said of them.
@@ -15,13 +15,13 @@ _PLAIN = ('name', 'domain', 'method')  # Nothing more can be said of them.
 def test_every_key_has_a_comment(name, domain):
   known = config_text.comments(domain)
   config = _get(name)
-  for key in config_lib.flatten(config.to_dict()):
+  for key in config_keys.flatten(config.to_dict()):
     assert key in known or key.rpartition('.')[2] in _PLAIN, key
 
 
 def test_images_have_comments_of_their_own():
   known = config_text.comments('images')
-  for key in config_lib.flatten(_get('vit_cifar10').to_dict()):
+  for key in config_keys.flatten(_get('vit_cifar10').to_dict()):
     assert key in known or key.rpartition('.')[2] in _PLAIN, key
   assert known['data.dataset'] == 'Name in TFDS, or image_folder.'
   assert known['teacher.model.gelu'].startswith('tanh (an approximation)')
@@ -38,6 +38,6 @@ def _get(name):
 def test_lines_can_be_given_back():
   lines = config_text.text(_get('movielens'), log=lambda line: None)
   settings = [line.partition('  # ')[0].rstrip() for line in lines.splitlines()]
-  flat = config_lib.flatten(_get('movielens').to_dict())
+  flat = config_keys.flatten(_get('movielens').to_dict())
   assert settings == [f'{key}={value!r}' for key, value in flat.items()]
   assert "method='td'" in settings

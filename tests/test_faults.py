@@ -777,16 +777,35 @@ def test_every_example_is_counted(trained, kind, devices, batch):
     assert score == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-6)
 
 
-def test_evaluation_says_what_training_said(run):
+# 3 devices do not divide the batch of training.
+@pytest.mark.parametrize(
+  ('kind', 'devices'), [('single', 1), ('pmap', 3), ('mesh', 3)]
+)
+def test_evaluation_says_what_training_said(run, kind, devices):
   results = json.loads((run / 'results.json').read_text())
+  config = _config(**{'parallel.kind': kind, 'parallel.devices': devices})
+  lines = []
   again = pipeline.evaluate(
-    _config(), run, watch=conftest.Watch(), log=lambda line: None
+    config, run, watch=conftest.Watch(), log=lines.append
   )
+  assert not [line for line in lines if 'differs' in line]
   for split in ('validation', 'test'):
     np.testing.assert_allclose(
       again[split]['per_seed'], results[split]['per_seed'], rtol=1e-6
     )
   assert again['baselines'] == results['baselines']
+
+
+def test_evaluation_says_that_another_config_is_not_used(trained):
+  lines = []
+  pipeline.evaluate(
+    _config(**{'optim.warmup': 3, 'k': 2}),
+    trained,
+    watch=conftest.Watch(),
+    log=lines.append,
+  )
+  (line,) = (line for line in lines if 'differs' in line)
+  assert 'k: 1 -> 2; optim.warmup: 2 -> 3' in line
 
 
 def test_the_best_student_is_kept(trained):

@@ -304,7 +304,7 @@ def test_a_teacher_that_saw_other_labels_is_refused(made):
   root, run = made
   run(
     'honest',
-    f'method=teacher,genre={GENRE}',
+    'method=teacher',
     **{
       'teacher.labels': 'kept',
       'data.labels.share': 0.1,
@@ -567,7 +567,7 @@ def test_a_folder_without_classes(image_config, tmp_path):
 @pytest.mark.parametrize(
   ('overrides', 'message'),
   [
-    ({'data.labels.share': 0.0}, 'share is 0.0; it is the share'),
+    ({'data.labels.share': 0.0}, 'share is 0.0; it must be a number above 0'),
     ({'data.labels.draw': -1}, 'draw is -1'),
     ({'data.unlabelled.share': 1.0}, 'above 0 and below 1'),
     ({'data.unlabelled.source': 'pairs'}, 'one of: dataset, mixtures, none'),

@@ -18,7 +18,7 @@ from td_jax.data import dataset as dataset_lib
 from td_jax.data import decoding
 from td_jax.data import image_files
 from td_jax.data import image_folder
-from td_jax.data import image_settings
+from td_jax.data import image_keys
 from td_jax.data import images
 from td_jax.data import preprocess
 from td_jax.data import tensorflow_decoding
@@ -471,4 +471,4 @@ def test_the_test_split_may_be_named_alone(photos, teacher):
   config = completion.complete(_config(photos, teacher), log=lambda line: None)
   config.test = True
   with pytest.raises(errors.ConfigError, match=r"test is '', but config\.test"):
-    image_settings.check(config)
+    image_keys.check(config)

@@ -268,7 +268,7 @@ def elsewhere(tmp_path, monkeypatch):
     ((CONFIG, '--mode=eval', '--workdir=nowhere'), 65, 'config.json'),
     ((CONFIG, '--mode=eval'), 2, '--workdir is missing'),
     ((CONFIG, '--config.teacher.checkpoint=nowhere'), 65, 'published weights'),
-    ((CONFIG, '--config.model.hidden=(0,-1)'), 2, 'each at least 1'),
+    ((CONFIG, '--config.model.hidden=(0,-1)'), 2, 'the widths of the layers'),
     ((f'{VIT}:laptop,teacher=',), 2, 'config.teacher.checkpoint is empty'),
     ((f'{VIT}:laptop,teacher=README.md',), 65, 'neither the folder of a run'),
   ],

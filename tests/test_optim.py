@@ -10,6 +10,9 @@ import optax
 import pytest
 
 from td_jax import errors
+from td_jax import models
+from td_jax.configs import common
+from td_jax.models import vit
 from td_jax.training import optim
 
 _PARAMS = {
@@ -277,3 +280,37 @@ def test_losses_that_stay_high_are_trained_on_in_time():
     _, state = update(_tree(_GRADS), state, params, value=jnp.float32(loss))
   # The mean grows by 1% a step, and passes 3 / 2 after 41: 1.01^41 = 1.504.
   assert int(state.skipped) == 41
+
+
+@pytest.mark.parametrize('name', ['adamw', 'sgd'])
+def test_stacked_blocks_are_decayed_like_single_ones(name):
+  settings = common.vit(
+    depth=2,
+    split=(1, 2),
+    **{'width': 8, 'heads': 2, 'mlp_width': 12, 'patch': 4},
+    **{'layer_scale': 0.1, 'registers': 2, 'pre_norm': True},
+  )
+  network = models.build(settings, {'classes': 3})
+  variables = network.init(
+    jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False
+  )
+  # Nothing starts at 0, so that a decay shows.
+  variables = jax.tree.map(lambda leaf: leaf + 1, variables)
+
+  def decayed(variables):
+    params = {'student': variables, 'method': {}}
+    rule = optim.build(
+      _config(name=name, weight_decay=0.5), steps=10, stages=(0, 0)
+    )
+    grads = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = rule.update(grads, rule.init(params), params)
+    return updates['student']
+
+  single = decayed(variables)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    vit.stack(single),
+    decayed(vit.stack(variables)),
+  )
+  moved = [bool(leaf.any()) for leaf in jax.tree.leaves(single['params'])]
+  assert any(moved) and not all(moved)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from td_jax import errors
+from td_jax.configs import allowed
 from td_jax.methods import schedules
 
 
@@ -87,7 +88,7 @@ def test_a_weight_can_be_compiled():
   'spec', [0, 0.0, 1.5, ((0, 1.0),), [[0, 1], [500, 0.0]], ((3, 0), (4, 9))]
 )
 def test_valid_weights_are_accepted(spec):
-  schedules.check_weight('config.distill.weights.state', spec)
+  assert schedules.is_weight(spec)
 
 
 @pytest.mark.parametrize(
@@ -105,12 +106,15 @@ def test_valid_weights_are_accepted(spec):
     ((0, float('nan')),),
     (0, 1.0),
     ((0, 1.0, 2.0),),
+    True,
+    ((0, 1e39),),
   ],
 )
 def test_invalid_weights_are_refused_by_name(spec):
+  field = 'config.distill.weights.state'
   with pytest.raises(errors.ConfigError) as caught:
-    schedules.check_weight('config.distill.weights.state', spec)
+    allowed.check(field, spec, schedules.WEIGHT)
   message = str(caught.value)
-  assert message.startswith(f'config.distill.weights.state is {spec!r};')
+  assert message.startswith(f'{field} is {spec!r};')
   assert '((0, 1.0), (500, 0.0))' in message
   assert '\n' not in message

@@ -605,8 +605,11 @@ def test_invalid_splits_raise_an_error_with_the_valid_range(cut):
     ({'position': 'sincos'}, "Did you mean 'sincos2d'?"),
     ({'dtype': 'float16'}, 'one of: bfloat16, float32.'),
     ({'heads': 3}, 'model.width is 8; it must be a multiple of model.heads, 3'),
-    ({'depth': 0}, 'model.depth is 0; it must be at least 1.'),
-    ({'dropout': 1.0}, 'model.dropout is 1.0; a rate must be at least 0 and'),
+    ({'depth': 0}, 'model.depth is 0; it must be a whole number from 1 to'),
+    (
+      {'dropout': 1.0},
+      'model.dropout is 1.0; it must be a number at least 0 and',
+    ),
     (
       {'class_token': 'none'},
       "model.pooling is 'token', but model.class_token",

@@ -31,10 +31,11 @@ def get_config(arg: str = '') -> Any:
   args: Any = common.parse(
     arg, data='', details='', genre='', method='td_ld', runlocal=False
   )
+  table_common.check_task(args.method, genre=args.genre)
   cfg = table_common.config(args.method, runlocal=args.runlocal)
   cfg.name = 'ratings'
   cfg.data = common.table(args.data, columns='auto', others='ignore')
   cfg.data.kind, cfg.data.details = 'regression', args.details
-  if args.genre and args.method != 'teacher':
+  if args.genre:
     cfg.data.by, cfg.data.task = 'auto', args.genre
   return cfg

@@ -31,9 +31,10 @@ def get_config(arg: str = '') -> Any:
   args: Any = common.parse(
     arg, data='', target='', method='td_ld', by='', task='', runlocal=False
   )
+  table_common.check_task(args.method, task=args.task)
   cfg = table_common.config(args.method, runlocal=args.runlocal)
   cfg.name = 'table'
   cfg.data = common.table(args.data, columns='', others='use')
   cfg.data.target, cfg.data.by = args.target, args.by
-  cfg.data.task = '' if args.method == 'teacher' else args.task
+  cfg.data.task = args.task
   return cfg

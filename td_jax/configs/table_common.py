@@ -30,6 +30,16 @@ def config(method: str, *, runlocal: bool) -> Any:
   return cfg
 
 
+def check_task(method: str, **argument: str) -> None:
+  """Raises a ValueError if a teacher, who learns all rows, is given a task."""
+  ((name, value),) = argument.items()
+  if method == 'teacher' and value:
+    raise ValueError(
+      f"config argument '{name}={value}': a teacher learns the rows of every {name}; "
+      'leave it out, or choose another method.'
+    )
+
+
 def learners(cfg: Any, *, steps: int) -> None:
   """Adds a small student, which trains for `steps`, and a large teacher."""
   cfg.update(

@@ -10,8 +10,10 @@ import numpy as np
 
 from td_jax import errors
 from td_jax import types
+from td_jax.configs import allowed
 from td_jax.data import baselines
 from td_jax.data import feed
+from td_jax.data import labels
 from td_jax.data import task as task_lib
 from td_jax.storage import files
 
@@ -19,6 +21,10 @@ NAME = 'arrays'  # Of the domain.
 CLASSIFICATION, REGRESSION = 'classification', 'regression'
 _LOSSES = {CLASSIFICATION: 'cross_entropy', REGRESSION: 'squared_error'}
 _METRICS = {CLASSIFICATION: 'accuracy', REGRESSION: 'rmse'}
+ALLOWED = {
+  'data.kind': allowed.one_of(_LOSSES),
+  **labels.keys(('none', 'given')),
+}
 
 
 class Dataset(NamedTuple):

@@ -19,9 +19,8 @@ from td_jax.data import answers
 from td_jax.data import baselines
 from td_jax.data import feed
 from td_jax.data import image_folder
-from td_jax.data import image_settings
 from td_jax.data import images
-from td_jax.data import labels as label_lib
+from td_jax.data import labels
 from td_jax.data import mixtures
 from td_jax.data import preprocess
 from td_jax.data import records
@@ -32,6 +31,8 @@ from td_jax.storage import files
 TASK_LOSS = 'cross_entropy'
 _SPLITS = ('train', 'validation', 'test')
 _T = TypeVar('_T')
+# Mixtures for each labelled image, if their number is not given.
+_PER_IMAGE = 10
 
 
 class Dataset(NamedTuple):
@@ -238,7 +239,7 @@ def _hide_labels(
     keep = max(round(data.labels.share * count), 1)
   if keep == count:
     return train, None
-  ids = label_lib.balanced(train.y, keep, seed=data.labels.draw)
+  ids = labels.balanced(train.y, keep, seed=data.labels.draw)
   rest = np.setdiff1d(np.arange(count), ids)
   # On the host: `Batch.take` would copy the images to a device.
   return tuple(
@@ -249,9 +250,7 @@ def _hide_labels(
 
 def _mixtures(train: types.Batch, data: types.Config) -> types.Batch:
   """Mixtures of two labelled images each, without a label."""
-  count = data.unlabelled.mixtures or image_settings.MIXTURES_PER_IMAGE * len(
-    train.y
-  )
+  count = data.unlabelled.mixtures or _PER_IMAGE * len(train.y)
   title = f'config.data.unlabelled.mixtures={count}'
   mixed = images.allocate(count, train.x[0], title)
   mixtures.mixtures(train.x, mixed, seed=data.labels.draw)

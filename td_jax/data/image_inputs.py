@@ -8,12 +8,24 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from jax import numpy as jnp
 import numpy as np
 
 from td_jax import types
 from td_jax.data import image_files
 from td_jax.data import preprocess
+from td_jax.data import task as task_lib
+
+
+def blank(config: types.Config) -> task_lib.Blank:
+  """The input that `config` describes, without an image."""
+  data = config.data
+  return task_lib.Blank(
+    {'classes': data.classes},
+    jax.ShapeDtypeStruct((1, data.size, data.size, 3), jnp.float32),
+    is_streamed=data.memory == 'stream',
+  )
 
 
 class Encoder:

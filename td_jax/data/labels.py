@@ -1,37 +1,24 @@
-"""Which labels are kept, and checks of the settings that say so."""
+"""Which labels are kept, and the keys that say so."""
 
 from collections.abc import Collection
 
 import numpy as np
 
-from td_jax import errors
-from td_jax import types
+from td_jax.configs import allowed
 
 
-def check(data: types.Config, sources: Collection[str]) -> None:
-  """Raises a ConfigError for settings of labels that cannot work.
+def keys(sources: Collection[str]) -> dict[str, allowed.Allowed]:
+  """What the keys take that say which labels are hidden.
 
   Args:
-    data: The `data` block of a config.
     sources: Where unlabelled examples may come from, for this kind of data.
   """
-  if not 0 < data.labels.share <= 1:
-    raise errors.ConfigError(
-      f'config.data.labels.share is {data.labels.share}; it is the share of the '
-      'training examples that keep their label, above 0 and at most 1.'
-    )
-  if data.labels.draw < 0:
-    raise errors.ConfigError(
-      f'config.data.labels.draw is {data.labels.draw}; it is a seed, at least 0.'
-    )
-  errors.choose(
-    'config.data.unlabelled.source', data.unlabelled.source, sources
-  )
-  if not 0 < data.unlabelled.share < 1:
-    raise errors.ConfigError(
-      f'config.data.unlabelled.share is {data.unlabelled.share}; it is the share '
-      'of a batch without labels, above 0 and below 1.'
-    )
+  return {
+    'data.labels.share': allowed.number(above=0, at_most=1),
+    'data.labels.draw': allowed.integer(0),
+    'data.unlabelled.source': allowed.one_of(sources),
+    'data.unlabelled.share': allowed.number(above=0, below=1),
+  }
 
 
 def balanced(labels: np.ndarray, limit: int, *, seed: int) -> np.ndarray:

@@ -15,6 +15,8 @@ import numpy as np
 
 from td_jax import errors
 from td_jax import types
+from td_jax.configs import allowed
+from td_jax.data import labels
 from td_jax.data import ratings as ratings_lib
 from td_jax.data import ratings_source
 from td_jax.data import table as table_lib
@@ -33,19 +35,34 @@ GENRES = (
   'Sci-Fi',
   'War',
 )
+# Those of every version of MovieLens, as TFDS names them; '' stands for all.
+_GENRE = allowed.one_of(
+  (
+    *(
+      '',
+      '(no genres listed)',
+      'Animation',
+      'Children',
+      'Crime',
+      'Documentary',
+    ),
+    *('Fantasy', 'Film-Noir', 'Horror', 'IMAX', 'Musical', 'Mystery'),
+    *('Unknown', 'Western', *GENRES),
+  )
+)
+ALLOWED = {
+  'data.dataset': allowed.one_of(ratings_source.DATASETS),
+  'data.dir': allowed.text(),
+  'data.genre': _GENRE,
+  'data.train_fraction': allowed.number(above=0, at_most=1),
+  'data.labels.genre': _GENRE,
+  **labels.keys(table_task.UNLABELLED),
+  **table_task.ALLOWED,
+}
 
 
 def check(config: types.Config) -> None:
-  """Raises a ConfigError; genres are checked against the data, later."""
-  errors.choose(
-    'config.data.dataset', config.data.dataset, ratings_source.DATASETS
-  )
-  fraction = config.data.train_fraction
-  if not 0 < fraction <= 1:
-    raise errors.ConfigError(
-      f'config.data.train_fraction is {fraction}; it is a share of the '
-      'training ratings, above 0 and at most 1.'
-    )
+  """Raises a ConfigError for settings that cannot work."""
   table_task.check(config)
 
 

@@ -13,6 +13,8 @@ import numpy as np
 
 from td_jax import errors
 from td_jax import types
+from td_jax.configs import allowed
+from td_jax.data import labels
 from td_jax.data import table as table_lib
 from td_jax.data import table_file
 from td_jax.data import table_items
@@ -21,9 +23,27 @@ from td_jax.data import task as task_lib
 from td_jax.storage import files
 
 _AUTO = 'auto'
-_KINDS = (_AUTO, 'regression', 'classification')
-_ORDERS = (_AUTO, 'time', 'random')
-_OTHERS = ('use', 'ignore')
+_TEXTS = ('csv', 'details', 'by', 'task')
+_COLUMNS = ('target', 'user', 'item', 'time', 'title', 'genres')
+_SEVERAL = allowed.several(
+  allowed.text(), "names of columns, such as ('age', 'city')"
+)
+_SHARE = allowed.number(above=0, below=1)
+ALLOWED = {
+  **{f'data.{key}': allowed.text() for key in (*_TEXTS, *_COLUMNS)},
+  'data.delimiter': allowed.character(),
+  'data.categories': _SEVERAL,
+  'data.numbers': _SEVERAL,
+  'data.others': allowed.one_of(('use', 'ignore')),
+  'data.kind': allowed.one_of((_AUTO, 'regression', 'classification')),
+  'data.order': allowed.one_of((_AUTO, 'time', 'random')),
+  'data.order_seed': allowed.integer(0),
+  'data.test_share': _SHARE,
+  'data.validation_share': _SHARE,
+  'data.labels.task': allowed.text(),
+  **labels.keys((_AUTO, *table_task.UNLABELLED)),
+  **table_task.ALLOWED,
+}
 _ROWS_OF_A_CLASS = 5  # With fewer, on average, the target is hardly a class.
 # Names of columns that 'auto' finds, in lower case and without spaces and _.
 _USUAL = {
@@ -60,15 +80,6 @@ class Rows(NamedTuple):
 def check(config: types.Config) -> None:
   """Raises a ConfigError for settings that cannot work."""
   data = config.data
-  errors.choose('config.data.kind', data.kind, _KINDS)
-  errors.choose('config.data.order', data.order, _ORDERS)
-  errors.choose('config.data.others', data.others, _OTHERS)
-  for key in ('test_share', 'validation_share'):
-    if not 0 < data[key] < 1:
-      raise errors.ConfigError(
-        f'config.data.{key} is {data[key]}; it is a share of the rows, above 0 '
-        'and below 1.'
-      )
   if data.order == 'time' and not data.time:
     raise errors.ConfigError(
       "config.data.order is 'time', but config.data.time names no column."

@@ -12,6 +12,7 @@ import re
 from typing import Any
 from typing import NamedTuple
 
+import jax
 from jax import numpy as jnp
 import numpy as np
 
@@ -19,12 +20,17 @@ from td_jax import errors
 from td_jax import types
 from td_jax.data import feed
 from td_jax.data import table as table_lib
+from td_jax.data import task as task_lib
 
 # The embedding row of each value of each id; 0, the unknown row, for values
 # never trained on.
 Vocabulary = table_lib.Ids
 _FACTS, _NUMBERS = 'facts', 'numbers'  # Columns of a batch.
 _KEPT = 'columns'  # What is no array, as JSON.
+# Every table has at least one column.
+BLANK = task_lib.Blank(
+  {'users': 1, 'tagged': False}, {'user': jax.ShapeDtypeStruct((1,), jnp.int32)}
+)
 
 
 class Scale(NamedTuple):

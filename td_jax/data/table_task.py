@@ -21,10 +21,10 @@ import numpy as np
 
 from td_jax import errors
 from td_jax import types
+from td_jax.configs import allowed
 from td_jax.data import answers
 from td_jax.data import baselines
 from td_jax.data import feed
-from td_jax.data import labels
 from td_jax.data import table as table_lib
 from td_jax.data import table_inputs
 from td_jax.data import task as task_lib
@@ -34,7 +34,11 @@ REGRESSION, CLASSIFICATION = 'squared_error', 'cross_entropy'
 # Whose labels a teacher of our own learns from: all, as in the paper, or the kept
 # ones alone.
 TEACHER_LABELS = ('all', 'kept')
-_UNLABELLED = ('none', 'rest', 'pairs')
+UNLABELLED = ('none', 'rest', 'pairs')
+ALLOWED = {
+  'data.unlabelled.pairs': allowed.integer(0),
+  'teacher.labels': allowed.one_of(TEACHER_LABELS),
+}
 _PAIRS_STREAM = 1  # Separates the draw of pairs from that of labels.
 
 
@@ -65,8 +69,6 @@ class Parts(NamedTuple):
 
 def check(config: types.Config) -> None:
   """Raises a ConfigError for settings of labels that cannot work."""
-  labels.check(config.data, _UNLABELLED)
-  errors.choose('config.teacher.labels', config.teacher.labels, TEACHER_LABELS)
   if (
     config.method == types.TEACHER
     and config.data.labels.share < 1
@@ -75,11 +77,6 @@ def check(config: types.Config) -> None:
     raise errors.ConfigError(
       f'config.data.labels.share is {config.data.labels.share}, but '
       "config.teacher.labels='all' gives a teacher all labels; choose 'kept'."
-    )
-  if config.data.unlabelled.pairs < 0:
-    raise errors.ConfigError(
-      f'config.data.unlabelled.pairs is {config.data.unlabelled.pairs}; it must '
-      'be at least 1, or 0 for as many as there are training rows.'
     )
 
 

@@ -10,6 +10,15 @@ import numpy as np
 from td_jax import types
 from td_jax.data import feed
 
+
+class Blank(NamedTuple):
+  """What is known of a network's input before any data are read."""
+
+  model_args: Mapping[str, Any]  # As `Task.model_args`, of the smallest data.
+  x: types.PyTree  # An input: jax.ShapeDtypeStruct of shapes [1, ...].
+  is_streamed: bool = False  # Whether batches come from the host, with inputs.
+
+
 Split = types.Batch | feed.Stream  # Columns with leaves [n, ...], or streamed.
 
 

@@ -12,6 +12,7 @@ devices, so that a network fits that is too large for one chip.
 from collections.abc import Callable
 from collections.abc import Sequence
 import functools
+import os
 from typing import Any
 
 import jax
@@ -82,6 +83,23 @@ class Parallel:
         f'{field} is {batch_size}, which {self.count} devices cannot '
         f'share evenly; choose a multiple of {self.count}.'
       )
+
+  @property
+  def shares(self) -> int:
+    """Into how many parts a batch is divided, each with a `memory` of its own."""
+    return self.processes if self.platform == 'cpu' else self.count
+
+  def memory(self) -> tuple[str, int]:
+    """(what has it, the bytes of memory of a device, or of a host of CPUs)."""
+    stats = None
+    if self.platform != 'cpu':
+      stats = self._mesh.local_devices[0].memory_stats()
+    if stats and 'bytes_limit' in stats:
+      return f'a {self.platform} device', stats['bytes_limit']
+    pages, page = (
+      os.sysconf(f'SC_{name}') for name in ('PHYS_PAGES', 'PAGESIZE')
+    )
+    return 'this machine', pages * page
 
   @property
   def is_main(self) -> bool:

@@ -51,8 +51,6 @@ def _logit(config: types.Config, weigh: Weigh) -> Term:
 
 def _dkd(config: types.Config, weigh: Weigh) -> Term:
   distill = config.distill
-  for field in ('dkd_alpha', 'dkd_beta'):
-    schedules.check_weight(f'config.distill.{field}', distill[field])
   return weigh(distill.weights.dkd), dkd.dkd(
     alpha=distill.dkd_alpha,
     beta=distill.dkd_beta,

@@ -7,39 +7,31 @@ import jax
 from jax import numpy as jnp
 import optax
 
-from td_jax import errors
 from td_jax import types
+from td_jax.configs import allowed
 
 # A number, or knots ((step, value), ...) that straight lines connect. Before the
 # first knot and after the last one the value is constant.
 Spec = float | int | Sequence[Sequence[float | int]]
 
 
-def check_weight(name: str, spec: Any) -> None:
-  """Raises a ConfigError unless `spec` is a weight >= 0 at every step.
+def is_weight(spec: Any) -> bool:
+  """Whether `spec`, which may be anything, is a weight >= 0 at every step."""
+  if _VALUE.holds(spec):
+    return True
+  if not isinstance(spec, (tuple, list)) or not all(map(_KNOT.holds, spec)):
+    return False
+  steps = [step for step, _ in spec]
+  return bool(steps) and steps == sorted(set(steps))
 
-  Args:
-    name: The weight's key in the config, for the message.
-    spec: A value from the command line, so anything.
-  """
-  try:
-    if isinstance(spec, (int, float)):
-      is_valid = 0 <= spec < float('inf')  # False for NaN as well.
-    else:
-      steps = [step for step, _ in spec]
-      is_valid = (
-        bool(steps)
-        and steps == sorted(set(steps))
-        and all(0 <= value < float('inf') for _, value in spec)
-      )
-  except (TypeError, ValueError):
-    # Not a sequence of pairs, or not of numbers.
-    is_valid = False
-  if not is_valid:
-    raise errors.ConfigError(
-      f'{name} is {spec!r}; a weight is a number >= 0, or knots such as '
-      '((0, 1.0), (500, 0.0)) with rising steps and values >= 0.'
-    )
+
+_VALUE = allowed.number(at_least=0)
+_KNOT = allowed.several(_VALUE, 'a step and a value', 2)
+WEIGHT = allowed.Allowed(
+  'a number at least 0, or knots such as ((0, 1.0), (500, 0.0)) with rising '
+  'steps and values at least 0',
+  is_weight,
+)
 
 
 def build(spec: Spec, *, start: int = 0) -> float | optax.Schedule:

@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from td_jax import errors
 from td_jax import types
+from td_jax.configs import allowed
 from td_jax.models import given
 from td_jax.models import mlp
 from td_jax.models import pretrained
@@ -29,8 +30,10 @@ class Architecture(NamedTuple):
   """A network, and what the package needs to know about it."""
 
   module: type[split.Network]
-  # (field, settings, inputs): raises a ConfigError for settings that cannot
-  # work, on inputs that the dataset describes, such as {'image_size': 384}.
+  # {setting in a config: what it takes}.
+  keys: Mapping[str, allowed.Allowed]
+  # (field, settings, inputs): raises a ConfigError for settings that cannot work
+  # together, on inputs that the dataset describes, such as {'image_size': 384}.
   check: Callable[[str, Any, Mapping[str, Any]], None]
   # (settings, inputs) -> the token axes of its states, () or (t,).
   tokens: Callable[[Any, Mapping[str, Any]], tuple[int, ...]]
@@ -40,18 +43,23 @@ class Architecture(NamedTuple):
   describe: Callable[[str], pretrained.Description] | None = None
   # Initialises a student with layers of its teacher, see `students`.
   initialise: Callable[..., Mapping[str, Any]] | None = None
+  # (kind, settings, settings of the teacher): raises a ConfigError if they cannot be
+  # the same layers.
+  check_copy: Callable[[str, Any, Any], None] | None = None
 
 
 NETWORKS: dict[str, Architecture] = {
-  'given': Architecture(given.Given, given.check, given.tokens),
-  'mlp': Architecture(mlp.MLP, mlp.check, mlp.tokens),
+  'given': Architecture(given.Given, given.ALLOWED, given.check, given.tokens),
+  'mlp': Architecture(mlp.MLP, mlp.ALLOWED, mlp.check, mlp.tokens),
   'vit': Architecture(
     vit.ViT,
+    vit.OPEN,
     vit.check,
     vit.token_axes,
     load_published=pretrained.load,
     describe=pretrained.describe,
     initialise=students.initialise,
+    check_copy=students.check,
   ),
 }
 
@@ -64,6 +72,12 @@ def check(field: str, config: types.Config, inputs: Mapping[str, Any]) -> None:
     config: The block.
     inputs: What the dataset says about its inputs.
   """
+  check_settings(field, config)
+  NETWORKS[config.name].check(field, config, inputs)
+
+
+def check_settings(field: str, config: types.Config) -> None:
+  """Raises a ConfigError for a `model` block with settings of another network."""
   errors.choose(f'{field}.name', config.name, NETWORKS)
   architecture = NETWORKS[config.name]
   known = architecture.module.__dataclass_fields__
@@ -74,7 +88,6 @@ def check(field: str, config: types.Config, inputs: Mapping[str, Any]) -> None:
       f'{", ".join(unknown)}; choose another network, or a config made for '
       'this one.'
     )
-  architecture.check(field, config, inputs)
 
 
 def check_init(config: types.Config) -> None:
@@ -91,6 +104,25 @@ def check_init(config: types.Config) -> None:
       "teacher, but config.student_init is 'random'; choose "
       "config.student_head='zeros', or another config.student_init."
     )
+
+
+def check_copy(config: types.Config, teacher: types.Config) -> None:
+  """Raises a ConfigError if the student cannot take over layers of its teacher.
+
+  Args:
+    config: A whole config.
+    teacher: The settings of the teacher's network.
+  """
+  check = NETWORKS[config.model.name].check_copy
+  if config.student_init == 'random' or check is None:
+    return
+  if teacher.name != config.model.name:
+    raise errors.ConfigError(
+      f'config.student_init is {config.student_init!r}, but the student is a '
+      f'{config.model.name!r} and its teacher a {teacher.name!r}; choose '
+      "config.student_init='random', or another teacher."
+    )
+  check(config.student_init, config.model, teacher)
 
 
 def build(config: types.Config, from_data: Mapping[str, Any]) -> nn.Module:

@@ -8,9 +8,11 @@ from flax import linen as nn
 
 from td_jax import errors
 from td_jax import types
+from td_jax.configs import allowed
 from td_jax.models import split
 
 _METHODS = ('low', 'interpret', 'output')
+ALLOWED = {'description': allowed.text()}
 
 
 class Given(split.Network):

@@ -13,26 +13,30 @@ from flax import linen as nn
 import jax
 from jax import numpy as jnp
 
-from td_jax import errors
 from td_jax import types
+from td_jax.configs import allowed
 from td_jax.models import layers
 from td_jax.models import split as split_lib
 
 UNKNOWN = 0  # The row shared by users and movies not seen in training.
 PADDING = 0  # Fills up titles that have fewer words.
+ALLOWED = {
+  'hidden': allowed.several(
+    allowed.WIDTH,
+    f'the widths of the layers, whole numbers from 1 to {allowed.WIDEST}, such '
+    'as (128, 64)',
+  ),
+  'split': allowed.SPLIT,
+  'dropout': allowed.RATE,
+  'unknown_rate': allowed.RATE,
+}
 
 
 def check(field: str, settings: Any, inputs: Mapping[str, Any]) -> None:
   """Raises a ConfigError for settings of `MLP` that cannot work."""
   del inputs  # Any table of ratings will do.
-  if not settings.hidden or min(settings.hidden) < 1:
-    raise errors.ConfigError(
-      f'{field}.hidden is {settings.hidden}; it takes the widths of the layers, '
-      'each at least 1, such as (128, 64).'
-    )
+  allowed.check_all(field, settings, ALLOWED)
   split_lib.check(f'{field}.split', settings.split, len(settings.hidden) + 1)
-  for rate in ('dropout', 'unknown_rate'):
-    errors.check_rate(f'{field}.{rate}', settings[rate])
 
 
 def tokens(settings: Any, inputs: Mapping[str, Any]) -> tuple[int, ...]:

@@ -83,7 +83,7 @@ def initialise(
   choose = INITS[errors.choose('student_init', kind, INITS)]
   if choose is None:
     return variables
-  _check(kind, student, teacher)
+  check(kind, student, teacher)
   student_params = _unstacked(variables)
   teacher_params = _unstacked(teacher_variables)
   _check_positions(kind, student, student_params, teacher_params)
@@ -102,7 +102,14 @@ def _unstacked(variables: Mapping[str, Any]) -> Mapping[str, Any]:
   return variables['params']
 
 
-def _check(kind: str, student: vit.ViT, teacher: vit.ViT) -> None:
+def check(kind: str, student: Any, teacher: Any) -> None:
+  """Raises a ConfigError if the teacher's layers do not fit into the student.
+
+  Args:
+    kind: A key of `INITS`, other than `random`.
+    student: A `ViT`, or a block of a config with the same fields.
+    teacher: Likewise.
+  """
   pairs = {
     field: (getattr(student, field), getattr(teacher, field))
     for field in _MUST_AGREE

@@ -24,21 +24,40 @@ import numpy as np
 
 from td_jax import errors
 from td_jax import types
+from td_jax.configs import allowed
 from td_jax.models import layers
 from td_jax.models import posemb
 from td_jax.models import split as split_lib
 from td_jax.models import transformer
 
-_CHOICES = {
+ALLOWED = {
+  'width': allowed.WIDTH,
+  'depth': allowed.integer(1, 1000),
+  'heads': allowed.WIDTH,
+  'mlp_width': allowed.WIDTH,
+  'patch': allowed.WIDTH,
+  'split': allowed.SPLIT,
   # Whether the class token joins the patches before or after positions are
   # added. Joined before, it has a row in the position table.
-  'class_token': ('none', 'before', 'after'),
-  'position': ('learned', 'sincos2d', 'rope'),
-  'pooling': ('token', 'mean', 'token_and_mean', 'map'),
-  'mlp': ('gelu', 'swiglu'),
-  'gelu': ('tanh', 'exact', 'quick'),
-  'dtype': ('float32', 'bfloat16'),
+  'class_token': allowed.one_of(('none', 'before', 'after')),
+  'registers': allowed.integer(0, allowed.WIDEST),
+  'position': allowed.one_of(('learned', 'sincos2d', 'rope')),
+  'pre_norm': allowed.boolean(),
+  'pooling': allowed.one_of(('token', 'mean', 'token_and_mean', 'map')),
+  'pre_logits_width': allowed.integer(0, allowed.WIDEST),
+  'layer_scale': allowed.number(at_least=0),
+  'mlp': allowed.one_of(('gelu', 'swiglu')),
+  'gelu': allowed.one_of(('tanh', 'exact', 'quick')),
+  'eps': allowed.number(above=0, at_most=1),
+  'dropout': allowed.RATE,
+  'dtype': allowed.one_of(('float32', 'bfloat16')),
+  'remat': allowed.boolean(),
+  'scan': allowed.boolean(),
 }
+# In a config, 0 leaves these to the weights of the teacher (`teacher.as_stored`).
+OPEN = ALLOWED | dict.fromkeys(
+  ('width', 'heads', 'mlp_width'), allowed.zero_or(allowed.WIDTH)
+)
 
 
 def check(name: str, settings: Any, inputs: Mapping[str, Any]) -> None:
@@ -50,19 +69,8 @@ def check(name: str, settings: Any, inputs: Mapping[str, Any]) -> None:
     inputs: `image_size` is the side of the images in pixels; without it the
       patch size is not checked against the images.
   """
-  for field, choices in _CHOICES.items():
-    errors.choose(f'{name}.{field}', getattr(settings, field), choices)
-  for field in ('width', 'depth', 'heads', 'mlp_width', 'patch'):
-    if getattr(settings, field) < 1:
-      raise errors.ConfigError(
-        f'{name}.{field} is {getattr(settings, field)}; it must be at least 1.'
-      )
-  if settings.registers < 0:
-    raise errors.ConfigError(
-      f'{name}.registers is {settings.registers}; it must be at least 0.'
-    )
+  allowed.check_all(name, settings, ALLOWED)
   split_lib.check(f'{name}.split', settings.split, settings.depth + 1)
-  errors.check_rate(f'{name}.dropout', settings.dropout)
   if settings.width % settings.heads:
     raise errors.ConfigError(
       f'{name}.width is {settings.width}; it must be a multiple of '

@@ -9,6 +9,7 @@ from td_jax import models
 from td_jax import types
 from td_jax.data import preprocess
 from td_jax.models import pretrained
+from td_jax.run import config_keys
 from td_jax.run import saved
 from td_jax.run import workdir
 from td_jax.storage import paths
@@ -33,7 +34,7 @@ def complete(config: types.Config, *, log: types.Log) -> types.Config:
     errors.DataError: The data or the teacher cannot be read.
   """
   config = config.copy_and_resolve_references()
-  errors.choose('config.domain', config.domain, data.DOMAINS)
+  config_keys.check(config)
   config.teacher.checkpoint = os.path.expanduser(config.teacher.checkpoint)
   if config.teacher.get('as_stored', False):
     own = config.teacher.build or config.teacher.states

@@ -6,7 +6,6 @@ There are no defaults here: every key is declared in `td_jax/configs/`.
 from collections.abc import Mapping
 import itertools
 import json
-import math
 from typing import Any
 
 from td_jax import data
@@ -14,29 +13,12 @@ from td_jax import errors
 from td_jax import methods
 from td_jax import models
 from td_jax import types
+from td_jax.configs import allowed
 from td_jax.configs import common
-from td_jax.devices import parallel
-from td_jax.methods import losses
-from td_jax.methods import schedules
+from td_jax.run import config_keys
 from td_jax.storage import paths
-from td_jax.training import optim
 
-HEADS = ('stored', 'probe', 'none')  # For published teachers.
-_CHOICES = {
-  'domain': data.DOMAINS,
-  'parallel.kind': parallel.KINDS,
-  'student_init': models.INITS,
-  'student_head': models.HEADS,
-  'distill.distance': losses.DISTANCES,
-  'distill.logit_distance': losses.DISTANCES,
-  'distill.interact_target': ('chained', 'original'),
-  'distill.interact_teaches': ('both', 'student'),
-  'distill.states': ('raw', 'standardised'),
-  'distill.questions': ('between', 'inputs'),
-  'distill.feature_target': ('both', 'teacher'),
-  'distill.hint_direction': ('paper', 'original'),
-  'distill.student_encodes': ('low_and_high', 'low'),
-}
+NO_STAGES = (0, 0)  # Student and communication train together from the start.
 # Keys that may change when a run is resumed: they do not affect its results.
 _FREE = (
   'allow_changed_config', 'wandb', 'checkpoint', 'parallel.', 'data.dir', 'data.csv',
@@ -59,17 +41,12 @@ _RENAMED = {
 
 def validate(config: types.Config) -> None:
   """Raises a ConfigError of one line for the first thing that cannot work."""
-  _check_keys(config)
-  for field, choices in _CHOICES.items():
-    errors.choose(f'config.{field}', _get(config, field), choices)
-  # A user may have added a method by now.
-  known = (*methods.METHODS, types.TEACHER)
-  errors.choose('config.method', config.method, known)
-  for field in ('seeds', 'eval_batch', 'parallel.fsdp'):
-    _check_at_least(config, field, 1)
-  for field in ('seed', 'k', 'parallel.devices'):
-    _check_at_least(config, field, 0)
-  _check_distill(config)
+  config_keys.check(config)
+  if config.seed + config.seeds - 1 > allowed.MOST:
+    raise errors.ConfigError(
+      f'config.seed is {config.seed}, and the last of {config.seeds} students would '
+      f'have a seed above {allowed.MOST}; choose a smaller one.'
+    )
   domain = data.DOMAINS[config.domain]
   inputs = domain.inputs(config)
   _check_learner(config, 'config', inputs)
@@ -130,7 +107,7 @@ def as_teacher(config: types.Config) -> types.Config:
   own.data.unlabelled.source = 'none'
   data.DOMAINS[config.domain].use_all_data(own)
   own.seeds = 1
-  own.stages = (0, 0)
+  own.stages = NO_STAGES
   own.student_init, own.student_head = 'random', 'zeros'
   return own
 
@@ -196,46 +173,13 @@ def _fill_vit(model: Any) -> None:
 
 def difference(stored: Mapping[str, Any], config: types.Config) -> list[str]:
   """What a resumed run would change, as lines `key: old -> new`."""
-  old = flatten(upgraded(stored))
-  new = flatten(json.loads(to_json(config)))
+  old = config_keys.flatten(upgraded(stored))
+  new = config_keys.flatten(json.loads(to_json(config)))
   return [
     f'{key}: {old.get(key, "absent")!r} -> {new.get(key, "absent")!r}'
     for key in sorted(old.keys() | new.keys())
     if old.get(key) != new.get(key) and not key.startswith(_FREE)
   ]
-
-
-def _check_keys(config: types.Config) -> None:
-  """Keys that a config file of one's own lacks, or has misspelled."""
-  present = flatten(config.to_dict())
-  for key in flatten(common.run().to_dict()):
-    if key not in present:
-      raise errors.ConfigError(
-        f'the config has no key {key!r}; td_jax/configs/common.py has it with '
-        'its default.'
-      )
-  blocks = {'distill': common.distill(), 'optim': common.optimizer()}
-  for name, block in blocks.items():
-    known = [f'{name}.{key}' for key in flatten(block.to_dict())]
-    for key in present:
-      if key.startswith(f'{name}.') and key not in known:
-        errors.choose('a key of the config', key, known)
-
-
-def _check_distill(config: types.Config) -> None:
-  """The settings of methods."""
-  distill = config.distill
-  if not distill.temperature > 0:
-    raise errors.ConfigError(
-      f'config.distill.temperature is {distill.temperature}; it must be above '
-      '0.'
-    )
-  for field in ('hidden', 'message'):
-    _check_at_least(config, f'distill.{field}', 1)
-  _check_at_least(config, 'distill.noise', 0)
-  errors.check_rate('config.distill.dropout', distill.dropout)
-  for name, weight in distill.weights.items():
-    schedules.check_weight(f'config.distill.weights.{name}', weight)
 
 
 def _check_teacher(config: types.Config, inputs: Mapping[str, Any]) -> None:
@@ -269,31 +213,7 @@ def _check_learner(
 ) -> None:
   """The network, recipe and optimizer of a student or a teacher."""
   models.check(f'{name}.model', config.model, inputs)
-  errors.choose(f'{name}.optim.name', config.optim.name, optim.OPTIMIZERS)
-  errors.choose(
-    f'{name}.optim.decay', config.optim.decay, ('cosine', 'constant')
-  )
-  if not 0 < config.optim.learning_rate < math.inf:
-    raise errors.ConfigError(
-      f'{name}.optim.learning_rate is {config.optim.learning_rate}; it must '
-      'be above 0.'
-    )
-  for field in (
-    'method_learning_rate',
-    'warmup',
-    'weight_decay',
-    'clip',
-    'skip_loss_above',
-  ):
-    _check_at_least(config, f'optim.{field}', 0, name)
-  if 0 < config.optim.skip_loss_above <= 1:
-    raise errors.ConfigError(
-      f'{name}.optim.skip_loss_above is {config.optim.skip_loss_above}, which '
-      'would skip ordinary losses; it must be above 1, or 0 to skip none.'
-    )
   steps = ('steps_per_dispatch', 'log_every', 'eval_every')
-  for field in ('steps', 'batch_size', *steps):
-    _check_at_least(config, field, 1, name)
   # Rows end where a dispatch ends, and validations where a row ends.
   for unit, field in itertools.pairwise(steps):
     if config[field] % config[unit]:
@@ -338,14 +258,11 @@ def _check_own(config: types.Config) -> None:
       f"over layers of {field}; choose config.student_init='random' and "
       "config.student_head='zeros'."
     )
-  if 'head' in teacher:
-    errors.choose('config.teacher.head', teacher.head, HEADS)
 
 
 def _check_published(config: types.Config, inputs: Mapping[str, Any]) -> None:
   """A teacher with published weights."""
   models.check('config.teacher.model', config.teacher.model, inputs)
-  errors.choose('config.teacher.head', config.teacher.head, HEADS)
   if not config.teacher.checkpoint:
     raise errors.ConfigError(
       'config.teacher.checkpoint is empty; name the published weights of a '
@@ -354,33 +271,11 @@ def _check_published(config: types.Config, inputs: Mapping[str, Any]) -> None:
 
 
 def _check_stages(config: types.Config) -> None:
-  if len(config.stages) != 2 or min(config.stages) < 0:
-    raise errors.ConfigError(
-      f'config.stages is {config.stages}; it takes two numbers >= 0: steps '
-      'of the student alone, then of the communication alone.'
-    )
   if sum(config.stages) >= config.steps:
     raise errors.ConfigError(
       f'config.stages is {config.stages}, which leaves none of '
       f'config.steps={config.steps} for joint training.'
     )
-
-
-def _check_at_least(
-  config: types.Config, field: str, least: int, name: str = 'config'
-) -> None:
-  value = _get(config, field)
-  if not least <= value < math.inf:
-    raise errors.ConfigError(
-      f'{name}.{field} is {value}; it must be at least {least}.'
-    )
-
-
-def _get(config: types.Config, field: str) -> Any:
-  """The value of a dotted key."""
-  for part in field.split('.'):
-    config = config[part]
-  return config
 
 
 def _rename(config: dict[str, Any], old: str, new: str) -> None:
@@ -401,17 +296,6 @@ def _fill(block: Any, defaults: Mapping[str, Any]) -> None:
     if isinstance(value, dict):
       _fill(block.get(key), value)
     block.setdefault(key, value)
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """{dotted key: value} of nested mappings."""
-  flat = {}
-  for key, value in tree.items():
-    if isinstance(value, Mapping):
-      flat |= flatten(value, f'{prefix}{key}.')
-    else:
-      flat[prefix + key] = value
-  return flat
 
 
 def _raise_no_json(value: Any) -> None:

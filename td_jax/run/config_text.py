@@ -8,6 +8,7 @@ from td_jax import configs
 from td_jax import types
 from td_jax.run import completion
 from td_jax.run import config as config_lib
+from td_jax.run import config_keys
 
 # Of each function in `td_jax/configs/`, where its keys stand in a config.
 _BLOCKS = {
@@ -46,7 +47,7 @@ def text(config: types.Config, *, log: types.Log) -> str:
   config_lib.validate(config)
   known = comments(config.domain)
   lines = []
-  for key, value in config_lib.flatten(config.to_dict()).items():
+  for key, value in config_keys.flatten(config.to_dict()).items():
     setting = f'{key}={value!r}'
     comment = known.get(key, '')
     lines.append(f'{setting:<{_WIDTH}}  # {comment}' if comment else setting)

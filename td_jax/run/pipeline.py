@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 from td_jax import data
+from td_jax import errors
 from td_jax import methods
 from td_jax import types
 from td_jax.data import class_counts
@@ -141,6 +142,7 @@ def evaluate(
   """
   path = paths.as_path(config.checkpoint) if config.checkpoint else path
   trained = _stored(path, config)
+  _say_what_differs(trained, config, log)
   dataset = data.DOMAINS[trained.domain].read(trained, log=log)
   results = _evaluate(path, trained, dataset, watch=watch, log=log)
   if not (trained.refit_on_validation and trained.score_before_refit):
@@ -232,6 +234,20 @@ def _stored(path: types.Path, config: types.Config) -> types.Config:
     if key in trained.data and key in config.data:
       trained.data[key] = config.data[key]
   return trained
+
+
+def _say_what_differs(
+  trained: types.Config, config: types.Config, log: types.Log
+) -> None:
+  """Warns of a given config that is not the one of the run."""
+  with contextlib.suppress(errors.TdError):  # It is only compared.
+    config = plan_lib.resolved(config, log=types.no_log)
+  changes = config_lib.difference(trained.to_dict(), config)
+  if changes:
+    log(
+      'warning: the given config differs from that of the run, which is used: '
+      f'{"; ".join(changes)}.'
+    )
 
 
 def _evaluate(

@@ -14,11 +14,13 @@ from typing import NamedTuple
 
 from td_jax import errors
 from td_jax import methods
+from td_jax import models
 from td_jax import types
 from td_jax.devices import parallel as parallel_lib
 from td_jax.models import pretrained
 from td_jax.run import completion
 from td_jax.run import config as config_lib
+from td_jax.run import memory
 from td_jax.run import results
 from td_jax.run import saved
 from td_jax.run import workdir
@@ -56,18 +58,7 @@ def make(
     errors.ConfigError: The config cannot work, or not on these devices.
     errors.DataError: The teacher's folder that the config names is no run.
   """
-  config = completion.complete(config, log=log)
-  config_lib.validate(config)
-  if config.method == types.TEACHER:
-    # The run is then that of the teacher's own recipe.
-    config = config_lib.as_teacher(config)
-  elif config.data.unlabelled.source != 'none' and not methods.uses_unlabelled(
-    config
-  ):
-    log(
-      f'{config.method} learns from labels alone: config.data.unlabelled is ignored'
-    )
-    config = config_lib.without_unlabelled(config)
+  config = resolved(config, log=log)
   parallel = devices(config)
   stages: list[Stage] = []
   teachers = {}
@@ -77,7 +68,9 @@ def make(
       teachers[name] = given
       if not config_lib.has_own_teacher(config):
         _check_teacher(config, given, log)
+        models.check_copy(config, _network(config, given))
     else:
+      models.check_copy(config, config.teacher.model)
       teachers[name] = name
       if not (path / name / results.FILE).exists():
         stages += _refitted(name, config_lib.as_teacher(config), {})
@@ -97,13 +90,43 @@ def make(
     own = stage.config.method == types.TEACHER and len(stages) > 1
     field = 'config.teacher.batch_size' if own else 'config.batch_size'
     parallel.check_batch_size(stage.config.batch_size, field)
+    if not stage.folder.endswith(SELECTION):  # Else it is as its refit.
+      memory.check(stage.config, parallel)
   return Plan(path, tuple(stages), parallel)
+
+
+def resolved(config: types.Config, *, log: types.Log) -> types.Config:
+  """The config that the run of `config` stores: completed and checked.
+
+  Raises:
+    errors.TdError: See `make`.
+  """
+  config = completion.complete(config, log=log)
+  config_lib.validate(config)
+  if config.method == types.TEACHER:
+    # The run is then that of the teacher's own recipe.
+    return config_lib.as_teacher(config)
+  if config.data.unlabelled.source != 'none' and not methods.uses_unlabelled(
+    config
+  ):
+    log(
+      f'{config.method} learns from labels alone: config.data.unlabelled is ignored'
+    )
+    return config_lib.without_unlabelled(config)
+  return config
 
 
 def devices(config: types.Config) -> parallel_lib.Parallel:
   """The devices that `config.parallel` asks for."""
   block = config.parallel
   return parallel_lib.Parallel(block.kind, block.devices, fsdp=block.fsdp)
+
+
+def _network(config: types.Config, folder: str) -> types.Config:
+  """The settings of the teacher in `folder`: its own, or those of its weights."""
+  if pretrained.is_published(folder):
+    return config.teacher.model
+  return saved.config_of(paths.as_path(folder)).model
 
 
 def _check_teacher(config: types.Config, folder: str, log: types.Log) -> None:

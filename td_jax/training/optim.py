@@ -201,9 +201,11 @@ def _outside(start: int, stop: int) -> Callable[..., types.Array]:
 
 def _is_table_or_matrix(params: types.PyTree) -> types.PyTree:
   """True for leaves with weight decay: no biases, norms or fixed parameters."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: (
-      leaf.ndim > 1 and jax.tree_util.DictKey(base.FIXED) not in path
-    ),
-    params,
-  )
+
+  def decays(path: tuple[Any, ...], leaf: types.Array) -> bool:
+    names = [getattr(entry, 'key', '') for entry in path]
+    # The shape alone does not tell: those of stacked blocks are matrices.
+    is_vector = names[-1] == 'bias' or str(names[-1]).endswith('scale')
+    return leaf.ndim > 1 and not is_vector and base.FIXED not in names
+
+  return jax.tree_util.tree_map_with_path(decays, params)

@@ -24,6 +24,7 @@ from td_jax.models import given
 from td_jax.models import layers
 from td_jax.run import command
 from td_jax.run import config as config_lib
+from td_jax.run import config_keys
 from td_jax.run import pipeline
 from td_jax.run import preemption
 from td_jax.run import saved
@@ -297,7 +298,7 @@ def _set(cfg: Any, known: Mapping[str, Any], key: str, value: Any) -> None:
   """Sets a dotted key of the config, which must exist."""
   allowed = [
     name
-    for name in config_lib.flatten(known)
+    for name in config_keys.flatten(known)
     if any(
       name == each or (each.endswith('.') and name.startswith(each))
       for each in _SETTINGS

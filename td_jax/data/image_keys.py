@@ -1,20 +1,50 @@
-"""What the settings of images may be: the checks of a config's `data` block."""
+"""The keys of `config.data` for images, and what cannot work together."""
 
 from td_jax import errors
 from td_jax import types
-from td_jax.data import labels as label_lib
+from td_jax.configs import allowed
+from td_jax.data import labels
 
-# Mixtures for each labelled image, if their number is not given.
-MIXTURES_PER_IMAGE = 10
-_CHOICES = {'memory': ('device', 'stream'), 'augment': ('inception', 'none')}
-_UNLABELLED = ('none', 'rest', 'dataset', 'mixtures')
+_OPEN = (0, 3)  # Grey levels of 3 channels, or () for those of the weights.
+ALLOWED = {
+  **{
+    f'data.{key}': allowed.text()
+    for key in ('dataset', 'dir', 'train', 'validation', 'test')
+  },
+  'data.classes': allowed.integer(0, 10**6),
+  'data.limit': allowed.integer(0),
+  'data.memory': allowed.one_of(('device', 'stream')),
+  'data.size': allowed.integer(0, allowed.WIDEST),
+  'data.augment': allowed.one_of(('inception', 'none')),
+  'data.area': allowed.several(
+    allowed.number(above=0, at_most=1),
+    'two shares of an image, above 0 and at most 1, such as (0.05, 1.0)',
+    2,
+  ),
+  'data.smaller_side': allowed.integer(0, allowed.WIDEST),
+  'data.skip_corrupt': allowed.boolean(),
+  'data.fixed_crops': allowed.integer(0, 1000),
+  'data.mean': allowed.several(
+    allowed.number(), '3 grey levels, of red, green and blue', *_OPEN
+  ),
+  'data.std': allowed.several(
+    allowed.number(above=0),
+    '3 grey levels above 0, of red, green and blue',
+    *_OPEN,
+  ),
+  'data.labels.per_class': allowed.integer(0),
+  'data.unlabelled.mixtures': allowed.integer(0),
+  **{
+    f'data.unlabelled.{key}': allowed.text()
+    for key in ('dataset', 'split', 'dir')
+  },
+  **labels.keys(('none', 'rest', 'dataset', 'mixtures')),
+}
 
 
 def check(config: types.Config) -> None:
   """Raises a ConfigError for a `data` block that cannot work."""
   data = config.data
-  for field, choices in _CHOICES.items():
-    errors.choose(f'config.data.{field}', data[field], choices)
   _check_preprocessing(data)
   _check_labels(data, config.teacher.states)
   if config.test and not data.test:
@@ -22,9 +52,9 @@ def check(config: types.Config) -> None:
       "config.data.test is '', but config.test is True; name a split, or set "
       'config.test=False.'
     )
-  if data.limit < 0 or (data.limit and data.memory == 'stream'):
+  if data.limit and data.memory == 'stream':
     raise errors.ConfigError(
-      f'config.data.limit is {data.limit}; it must be at least 0, and 0 for '
+      f'config.data.limit is {data.limit}; it must be 0 for '
       "config.data.memory='stream': there name a part of a split, such as "
       "config.data.train='train[:5000]'."
     )
@@ -38,12 +68,10 @@ def check(config: types.Config) -> None:
       "config.data.skip_corrupt is True, but config.data.memory is 'device', which "
       "decodes every image before the run; choose config.data.memory='stream'."
     )
-  if data.fixed_crops < 0 or (
-    data.fixed_crops and (data.memory == 'stream' or data.augment == 'none')
-  ):
+  if data.fixed_crops and (data.memory == 'stream' or data.augment == 'none'):
     raise errors.ConfigError(
-      f'config.data.fixed_crops is {data.fixed_crops}; it must be at least 0, '
-      "and 0 for config.data.memory='stream' or config.data.augment='none'."
+      f'config.data.fixed_crops is {data.fixed_crops}; it must be 0 for '
+      "config.data.memory='stream' or config.data.augment='none'."
     )
   if config.teacher.states and (data.memory == 'stream' or data.fixed_crops):
     raise errors.ConfigError(
@@ -55,7 +83,9 @@ def check(config: types.Config) -> None:
       'config.refit_on_validation is True, which is for MovieLens; for images '
       'name more examples in config.data.train.'
     )
-  if config.teacher.cache and not _is_fixed(data):
+  # Else the input that is made of an image depends on more than its id.
+  is_fixed = data.augment == 'none' or data.fixed_crops > 0
+  if config.teacher.cache and not is_fixed:
     raise errors.ConfigError(
       "config.teacher.cache is True, but the teacher's view of an image "
       "changes from epoch to epoch; choose config.data.augment='none', a number "
@@ -64,9 +94,8 @@ def check(config: types.Config) -> None:
 
 
 def _check_labels(data: types.Config, states: str) -> None:
-  label_lib.check(data, _UNLABELLED)
   count, source = data.labels.per_class, data.unlabelled.source
-  if count < 0 or (count and data.labels.share < 1):
+  if count and data.labels.share < 1:
     raise errors.ConfigError(
       f'config.data.labels.per_class is {count}, and config.data.labels.share '
       f'is {data.labels.share}; give a number of labels in each class, or a '
@@ -77,11 +106,6 @@ def _check_labels(data: types.Config, states: str) -> None:
       "config.data.unlabelled.source is 'mixtures', which mixes images in memory and "
       "asks the teacher about them; it needs config.data.memory='device' and no "
       'config.teacher.states.'
-    )
-  if data.unlabelled.mixtures < 0:
-    raise errors.ConfigError(
-      f'config.data.unlabelled.mixtures is {data.unlabelled.mixtures}; it must be at '
-      f'least 1, or 0 for {MIXTURES_PER_IMAGE} for each labelled image.'
     )
   if data.memory == 'stream' and (
     count or data.labels.share < 1 or source == 'rest'
@@ -109,23 +133,18 @@ def _check_preprocessing(data: types.Config) -> None:
     raise errors.ConfigError(
       f'config.data.size is {data.size}; it must be at least 1 pixel.'
     )
-  if len(data.area) != 2 or not 0 < data.area[0] <= data.area[1] <= 1:
+  if data.area[0] > data.area[1]:
     raise errors.ConfigError(
-      f'config.data.area is {data.area}; it takes two shares of an image, '
-      'such as (0.05, 1.0).'
+      f'config.data.area is {data.area}; the smaller share comes first, as in '
+      '(0.05, 1.0).'
     )
-  if len(data.mean) != 3 or len(data.std) != 3 or min(data.std) <= 0:
+  if not (data.mean and data.std):
     raise errors.ConfigError(
       f'config.data.mean is {data.mean} and config.data.std is {data.std}; '
-      'each takes 3 grey levels, of red, green and blue, and std is above 0.'
+      'without config.teacher.as_stored each takes 3 grey levels.'
     )
   if data.smaller_side and data.smaller_side < data.size:
     raise errors.ConfigError(
       f'config.data.smaller_side is {data.smaller_side}; it must be at least '
       f'config.data.size, {data.size}, or 0 to stretch the whole image.'
     )
-
-
-def _is_fixed(data: types.Config) -> bool:
-  """Whether the input made of an example depends on its id alone."""
-  return data.augment == 'none' or data.fixed_crops > 0
