@@ -176,9 +176,9 @@ def test_any_rows(trained, tmp_path):
 @pytest.mark.parametrize(
   ('name', 'edit', 'message'),
   [
-    ('config.json', (('k',), 'x'), 'k is "x"; it must be a whole number'),
+    ('config.json', (('k',), 'x'), "k is 'x'; it must be a whole number"),
     ('config.json', (('distill',), _GONE), 'distill is missing'),
-    ('config.json', (('data', 'dir'), 5), 'data.dir is 5; it must be a text'),
+    ('config.json', (('data', 'dir'), 5), 'data.dir is 5; it must be text'),
     ('config.json', (('model',), None), 'model is null; it must be an object'),
     ('config.json', ((), 3), 'it is 3; it must be an object'),
     ('results.json', (('seeds', 0), True), 'seeds[0] is true; it must be a'),

@@ -39,7 +39,7 @@ def config_of(folder: types.Path) -> types.Config:
   file = folder / workdir.CONFIG
   stored = stored_config.read(file)
   try:
-    config = ml_collections.ConfigDict(workdir.with_tuples(stored))
+    config = ml_collections.ConfigDict(stored_config.with_tuples(stored))
     config_lib.validate(config)
   except Exception as e:  # The file may hold anything.
     raise errors.DataError(

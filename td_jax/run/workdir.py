@@ -171,7 +171,9 @@ def inputs(
   try:
     with file.open('rb') as opened, np.load(opened) as stored:
       arrays = dict(stored)
-    return with_tuples(json.loads(str(arrays.pop(_MODEL_ARGS)))), arrays
+    return stored_config.with_tuples(
+      json.loads(str(arrays.pop(_MODEL_ARGS)))
+    ), arrays
   except FileNotFoundError as e:
     raise errors.DataError(
       f'{folder} has no {INPUTS}; is it the folder of a run? For a run of version '
@@ -190,12 +192,3 @@ def default(config_name: str) -> str:
   # With microseconds, because a script may start several runs in one second.
   now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S-%f')
   return os.path.join('runs', f'{config_name}-{now}')
-
-
-def with_tuples(value: Any) -> Any:
-  """Turns lists into tuples: JSON has no tuples, and configs no lists."""
-  if isinstance(value, dict):
-    return {key: with_tuples(part) for key, part in value.items()}
-  if isinstance(value, list):
-    return tuple(with_tuples(part) for part in value)
-  return value

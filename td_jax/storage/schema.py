@@ -6,7 +6,6 @@ elements, or a dict of keys. There 'key?' may be absent, and '*' stands for all
 other keys.
 """
 
-from collections.abc import Mapping
 import json
 import sys
 from typing import Any
@@ -31,15 +30,6 @@ def check(value: Any, schema: Any) -> Any:
   """
   _check_depth(value, _DEEPEST)
   return _checked(value, schema, '')
-
-
-def like(example: Any) -> Any:
-  """The schema of JSON with the keys and types of `example`."""
-  if isinstance(example, Mapping):
-    return {key: like(value) for key, value in example.items()}
-  if isinstance(example, (list, tuple)):
-    return [Any]
-  return type(example)
 
 
 def _checked(value: Any, schema: Any, key: str) -> Any:
