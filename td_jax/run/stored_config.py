@@ -16,7 +16,7 @@ _FORM = {
   'domain': str,
   'method': str,
   'model': {'name': str},
-  **dict.fromkeys(_BLOCKS, {}),
+  **{key: {} for key in _BLOCKS},
 }
 
 

@@ -10,9 +10,8 @@ import json
 import sys
 from typing import Any
 
-_DEEPEST = (
-  50  # Levels; ours have 5, and Python's own limit ends in a traceback.
-)
+# Levels. Ours have 5, and Python's own limit ends in a traceback.
+_DEEPEST = 50
 _NAMES = {
   bool: 'true or false',
   int: 'a whole number',
