@@ -226,3 +226,15 @@ def test_validation_is_scored_by_a_teacher_that_has_not_seen_it(tmp_path):
   late, said = run('late', 'method=ld', **named)
   assert late['teachers']['teacher']['folder'] == str(tmp_path / 'teacher')
   assert 'has trained on validation' in said
+
+
+def test_a_head_of_imagenet_is_in_the_order_of_its_numbers():
+  """TFDS names its classes by WordNet's numbers, and published heads in English."""
+  lines = []
+  numbers = ('n01440764', 'n01443537', 'n01484850')
+  stored = ('tench', 'goldfish', 'great white shark')
+  found = class_names.order(stored, numbers, where='DIR', log=lines.append)
+  assert found.tolist() == [0, 1, 2]
+  assert len(lines) == 1 and lines[0].startswith('warning: DIR')
+  with pytest.raises(errors.DataError, match='tench.*n01443537'):
+    class_names.order(stored, numbers[::-1], where='DIR', log=lines.append)

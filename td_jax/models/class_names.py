@@ -1,6 +1,7 @@
 """The names of a stored head's classes, and those of a task."""
 
 from collections.abc import Sequence
+import re
 
 import numpy as np
 
@@ -8,6 +9,7 @@ from td_jax import errors
 from td_jax import types
 
 _SHOWN = 5  # Names that a message lists.
+_IMAGENET = re.compile(r'n\d{8}')  # WordNet's number of a class.
 
 
 def order(
@@ -29,7 +31,7 @@ def order(
     return as_stored
   if sorted(stored) == sorted(names) and len(set(names)) == len(names):
     return np.array([stored.index(name) for name in names])
-  if _are_numbers(stored) or _are_numbers(names):
+  if any(map(_are_numbers, (stored, names))) or _are_of_imagenet(names):
     log(
       f'warning: {where} and the data do not both name the classes of the stored '
       'head, which are taken to be in the order of the data: '
@@ -49,6 +51,11 @@ def _are_numbers(names: Sequence[str]) -> bool:
     name in (str(number), f'LABEL_{number}')
     for number, name in enumerate(names)
   )
+
+
+def _are_of_imagenet(names: Sequence[str]) -> bool:
+  """Whether names are ImageNet's, in whose order all published heads are."""
+  return list(names) == sorted(names) and all(map(_IMAGENET.fullmatch, names))
 
 
 def _shown(names: Sequence[str]) -> str:
