@@ -236,5 +236,5 @@ def test_a_head_of_imagenet_is_in_the_order_of_its_numbers():
   found = class_names.order(stored, numbers, where='DIR', log=lines.append)
   assert found.tolist() == [0, 1, 2]
   assert len(lines) == 1 and lines[0].startswith('warning: DIR')
-  with pytest.raises(errors.DataError, match='tench.*n01443537'):
+  with pytest.raises(errors.DataError, match=r'tench.*n01443537'):
     class_names.order(stored, numbers[::-1], where='DIR', log=lines.append)
