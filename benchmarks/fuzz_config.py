@@ -140,7 +140,7 @@ def run(cases_count: int, folder: pathlib.Path) -> collections.Counter[str]:
     database=None,
     derandomize=True,
     phases=[hypothesis.Phase.generate],
-    suppress_health_check=list(hypothesis.HealthCheck),
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
   )
   @hypothesis.given(cases(known))
   def check(case: Case) -> None:
