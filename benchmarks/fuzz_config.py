@@ -107,7 +107,11 @@ def _set(config: Any, key: str, value: Any) -> None:
   for block in blocks:
     config = config[block]
   with config.ignore_type():
-    config[field] = value
+    try:
+      config[field] = value
+    except (TypeError, ValueError, OverflowError) as e:
+      # A config file that does this is reported in one line, too.
+      raise errors.ConfigError(errors.one_line(e)) from e
 
 
 def _trace(config: types.Config, datasets: dict[str, Any]) -> None:
