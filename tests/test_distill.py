@@ -237,6 +237,7 @@ _X, _Y = _examples(20)
     ({'weights': {'logits': 1.0}}, "weights is 'logits'.*Did you mean 'logit'"),
     ({'distill.temperatur': 1.0}, "Did you mean 'distill.temperature'"),
     ({'k': 'two'}, "the setting 'k' is 'two'"),
+    ({'optim.clip': 10**400}, "the setting 'optim.clip' is 1"),
     ({'steps': 0}, 'steps is 0; it must be a whole number from 1'),
     ({'student': Net}, r'it must be a Linen module, such as MyNet\(\)'),
     (

@@ -486,14 +486,18 @@ def test_a_stored_config_is_text(run, tmp_path):
   file = run / 'config.json'
   stored = json.loads(file.read_text())
   stored['name'] = code
-  stored['data']['dir'] = {'!!python/object/apply:os:system': code}
+  stored['data']['dir'] = '!!python/object/apply:os.system'
   file.write_text(json.dumps(stored))
   assert saved.config_of(run).name == code
-  stored['model']['name'] = code
-  file.write_text(json.dumps(stored))
-  with pytest.raises(errors.DataError) as e:
-    saved.load(run, movielens.load(_config()))
-  assert e.value.exit_code == 65
+  for block, key, value in (
+    ('data', 'dir', {'!!python/object/apply:os:system': code}),
+    ('model', 'name', code),
+  ):
+    changed = {**stored, block: {**stored[block], key: value}}
+    file.write_text(json.dumps(changed))
+    with pytest.raises(errors.DataError) as e:
+      saved.load(run, movielens.load(_config()))
+    assert e.value.exit_code == 65
   assert not canary.exists()
 
 

@@ -226,7 +226,7 @@ def _flag_error(error: Exception) -> str:
     # ml_collections puts a whole traceback into the message. Its last line is
     # the error that the config file raised.
     return message.splitlines()[-1]
-  return message
+  return ' '.join(message.split())
 
 
 def _debug() -> bool:

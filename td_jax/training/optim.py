@@ -202,7 +202,7 @@ def _outside(start: int, stop: int) -> Callable[..., types.Array]:
 def _is_table_or_matrix(params: types.PyTree) -> types.PyTree:
   """True for leaves with weight decay: no biases, norms or fixed parameters."""
 
-  def decays(path: tuple[Any, ...], leaf: types.Array) -> bool:
+  def decays(path: tuple[Any, ...], leaf: Any) -> bool:
     names = [getattr(entry, 'key', '') for entry in path]
     # The shape alone does not tell: those of stacked blocks are matrices.
     is_vector = names[-1] == 'bias' or str(names[-1]).endswith('scale')

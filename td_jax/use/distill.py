@@ -209,7 +209,7 @@ def _number(name: str, value: Any, kind: type) -> Any:
   """`value` as an int or float; raises a ConfigError if it is another."""
   try:
     return operator.index(value) if kind is int else float(value)
-  except (TypeError, ValueError) as e:
+  except (TypeError, ValueError, OverflowError) as e:
     what = 'a whole number' if kind is int else 'a number'
     raise errors.ConfigError(f'{name} is {value!r}; it must be {what}.') from e
 
@@ -310,7 +310,7 @@ def _set(cfg: Any, known: Mapping[str, Any], key: str, value: Any) -> None:
     cfg = cfg[parent]
   try:
     cfg[last] = value
-  except (TypeError, ValueError) as e:
+  except (TypeError, ValueError, OverflowError) as e:
     raise errors.ConfigError(
       f'the setting {key!r} is {value!r}: {errors.one_line(e)}.'
     ) from e
