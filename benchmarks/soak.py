@@ -37,6 +37,12 @@ from td_jax.use import student as student_lib
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _TINY = _ROOT / 'tests' / 'tiny_vision.py'  # A config, a teacher and images.
+_WRITE = """
+import pathlib, sys, tiny_vision
+folder = pathlib.Path(sys.argv[1])
+tiny_vision.teacher(folder / 'teacher')
+tiny_vision.folder(folder / 'images')
+"""
 _VOLATILE = ('seconds', 'commit', 'workdir')  # Of results.json.
 _LATEST_ANSWER = 10.0  # Seconds from a SIGTERM to the end of the process.
 _TASKS = ('movielens', 'images')
@@ -63,15 +69,15 @@ def commands(
       '--config.steps=2000',
     ]
   if 'images' in tasks:
-    # Imported late: it belongs to the tests, and needs TensorFlow.
-    sys.path.insert(0, str(_TINY.parent))
-    import tiny_vision
-
-    teacher = tiny_vision.teacher(folder / 'teacher')
-    images = tiny_vision.folder(folder / 'images')
+    # Written by the tests' own code, which needs TensorFlow.
+    subprocess.run(
+      [sys.executable, '-c', _WRITE, str(folder)],
+      env=_environment(),
+      check=True,
+    )
     made['images'] = [
-      f'--config={_TINY}:method=td,teacher={teacher}',
-      f'--config.data.dir={images}',
+      f'--config={_TINY}:method=td,teacher={folder / "teacher"}',
+      f'--config.data.dir={folder / "images"}',
       '--config.steps=1500',
       '--config.eval_every=100',
       '--config.log_every=20',
@@ -88,7 +94,7 @@ def launch(
   process = subprocess.Popen(
     [sys.executable, '-m', 'td_jax.main', *arguments, f'--workdir={workdir}'],
     cwd=_ROOT,
-    env=os.environ | {'PYTHONPATH': f'{_ROOT}:{_TINY.parent}'},
+    env=_environment(),
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
   )
@@ -103,6 +109,10 @@ def launch(
     process.send_signal(getattr(signal, name))
     code = process.wait()
   return Launch(name, code, time.monotonic() - start)
+
+
+def _environment() -> dict[str, str]:
+  return os.environ | {'PYTHONPATH': f'{_ROOT}:{_TINY.parent}'}
 
 
 def fault(ended: Launch) -> str:

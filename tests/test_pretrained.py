@@ -538,7 +538,9 @@ def test_a_missing_block_is_not_renumbered(npz):
   _refused(npz(without), f'leaf {_BLOCK_1}', 'as nothing and expected as [')
   # A huge number of a block is refused without looping over it.
   far = {k.replace('block_2', 'block_999999999'): v for k, v in arrays.items()}
-  _refused(npz(far), '1000000000 blocks cannot be stored')
+  _refused(
+    npz(far), 'depth is 1000000000; it must be a whole number from 1 to 1000'
+  )
   # A missing last block is noticed only if the depth is expected.
   last = {k: v for k, v in arrays.items() if 'encoderblock_2' not in k}
   assert pretrained.load(npz(last), image_size=SIZE).settings['depth'] == 2
@@ -639,7 +641,10 @@ def test_fixed_positions_must_be_expected(npz):
       'num_hidden_layers is True; it must be of type int',
     ),
     ({'num_hidden_layers': 3}, 'leaf encoder.layer.2.'),
-    ({'num_hidden_layers': 10**9}, '1000000000 blocks cannot be stored'),
+    (
+      {'num_hidden_layers': 10**9},
+      'depth is 1000000000; it must be a whole number from 1 to 1000',
+    ),
     ({'num_attention_heads': 3}, 'it must be a multiple of'),
     ({'patch_size': 0}, 'patch_size is 0; it must be at least 1'),
     ({'image_size': 16}, 'position_embeddings is stored as [1, 10, 8] and'),

@@ -134,7 +134,7 @@ def zero_or(other: Allowed) -> Allowed:
 RATE = number(at_least=0, below=1)
 WIDTH = integer(1, WIDEST)
 SPLIT = several(
-  integer(0),
+  integer(-MOST),  # The network says which of them it has.
   'two whole numbers (l, h), the layers after which states are read',
   2,
 )
