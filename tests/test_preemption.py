@@ -157,7 +157,7 @@ def test_devices_are_only_a_few_dispatches_ahead(monkeypatch):
     'block_until_ready',
     lambda metrics: waited.append(int(metrics['n'][0])),
   )
-  history = loop._History({}, None)
+  history = loop._History({}, lambda: None)
   for n in range(8):
     history.add({'n': jnp.full(1, n)})
   assert waited == [0, 1, 2, 3, 4, 5]
