@@ -44,7 +44,6 @@ tiny_vision.teacher(folder / 'teacher')
 tiny_vision.folder(folder / 'images')
 """
 _VOLATILE = ('seconds', 'commit', 'workdir')  # Of results.json.
-_LATEST_ANSWER = 10.0  # Seconds from a SIGTERM to the end of the process.
 _TASKS = ('movielens', 'images')
 
 
@@ -115,8 +114,13 @@ def _environment() -> dict[str, str]:
   return os.environ | {'PYTHONPATH': f'{_ROOT}:{_TINY.parent}'}
 
 
-def fault(ended: Launch) -> str:
-  """What is wrong with the end of a process; '' if nothing is."""
+def fault(ended: Launch, *, latest: float) -> str:
+  """What is wrong with the end of a process; '' if nothing is.
+
+  Args:
+    ended: How it ended.
+    latest: Seconds in which a SIGTERM has to be answered.
+  """
   allowed = {
     '': (0,),
     # It may have been about to end.
@@ -125,7 +129,7 @@ def fault(ended: Launch) -> str:
   }
   if ended.code not in allowed[ended.signal]:
     return f'exit code {ended.code} after {ended.signal or "no signal"}'
-  if ended.signal == 'SIGTERM' and ended.seconds > _LATEST_ANSWER:
+  if ended.signal == 'SIGTERM' and ended.seconds > latest:
     return f'SIGTERM was answered after {ended.seconds:.0f} s'
   return ''
 
@@ -150,6 +154,7 @@ def soak(
   expected: dict[str, Any],
   rng: np.random.Generator,
   gaps: tuple[float, float],
+  latest: float,
 ) -> tuple[list[Launch], list[str]]:
   """One run that is killed until it ends: (its launches, its faults)."""
   launches, faults = [], []
@@ -158,7 +163,7 @@ def soak(
     # Longer each time: on a busy machine a launch may not reach its first save.
     after = rng.uniform(*gaps) * 1.1 ** len(launches)
     launches.append(launch(arguments, folder, (name, after)))
-    if found := fault(launches[-1]):
+    if found := fault(launches[-1], latest=latest):
       faults.append(found)
     if len(faults) > 3:
       return launches, [*faults, 'given up']
@@ -182,6 +187,12 @@ def main() -> None:
     help='least and most seconds before the first signal of a run; later ones come '
     'later',
   )
+  parser.add_argument(
+    '--latest',
+    type=float,
+    default=10.0,
+    help='seconds in which a SIGTERM has to be answered',
+  )
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--out', type=pathlib.Path, help='a file of JSON')
   args = parser.parse_args()
@@ -194,7 +205,7 @@ def main() -> None:
     expected = {}
     for task, arguments in tasks.items():
       whole = launch(arguments, folder / task, None)
-      if found := fault(whole):
+      if found := fault(whole, latest=args.latest):
         raise errors.DataError(f'the uninterrupted run of {task} has {found}.')
       expected[task] = outcome(folder / task)
       print(f'{task}: whole run, {whole.seconds:.0f} s', flush=True)
@@ -207,6 +218,7 @@ def main() -> None:
           expected=expected[task],
           rng=rng,
           gaps=(least, most),
+          latest=args.latest,
         )
         shutil.rmtree(folder / 'soaked')
         faults += [f'{task}: {each}' for each in found]
