@@ -99,6 +99,16 @@ def test_padding_is_not_mixed_into_examples():
     _near(before, after)
 
 
+def test_outputs_of_states_are_in_units_too():
+  """Else a cost would compare dollars with thousands of dollars."""
+  plain = _asking()
+  params = plain.init(jax.random.key(1), _lesson())
+  _, terms = plain.loss(params, _lesson())
+  _, scaled = base.in_units(plain, 10.0).loss(params, _lesson())
+  for name in ('answer', 'channel_output'):
+    _near(scaled[name], terms[name] / 100, rtol=1e-4)
+
+
 def test_the_teacher_of_mixed_states_is_a_constant():
   method = mixing.mixing(losses.l2)
 

@@ -118,7 +118,10 @@ def in_units(method: Method, unit: float) -> Method:
 
   def scaled(lesson: Lesson) -> Lesson:
     def side(side: split.Side) -> split.Side:
-      return side._replace(output=side.output / unit)
+      return side._replace(
+        output=side.output / unit,
+        output_of=lambda state, key: side.output_of(state, key) / unit,
+      )
 
     return lesson._replace(
       student=side(lesson.student),
