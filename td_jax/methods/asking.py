@@ -78,18 +78,18 @@ def asking(
         decoder(lesson), params['decoder'], question, key=decode
       ).low
 
-    def answered(low: types.Hidden) -> types.Array:
-      return mixing.rows(teacher.output_of(teacher.interpret(low, None), None))
-
     low = decoded(student.states, keys[0])
     state = losses.l2(low, teacher.states.low)
-    output = distance(answered(low), mixing.rows(teacher.output))
+    output = distance(
+      mixing.answered(teacher, low), mixing.rows(teacher.output)
+    )
 
     question = student.states.low
     if between:
       question = mixing.draw(lesson.batch.mask, keys[1]).of(question)
     high = student.interpret(question, keys[2])
-    reply = answered(decoded(types.States(question, high), keys[3]))
+    asked = decoded(types.States(question, high), keys[3])
+    reply = mixing.answered(teacher, asked)
     answer = distance(
       mixing.rows(student.output_of(high, keys[4])), lax.stop_gradient(reply)
     )

@@ -17,6 +17,7 @@ from jax import numpy as jnp
 from td_jax import types
 from td_jax.methods import base
 from td_jax.methods import losses
+from td_jax.models import split
 
 
 def mixing(distance: losses.Distance) -> base.Method:
@@ -26,14 +27,12 @@ def mixing(distance: losses.Distance) -> base.Method:
     student, teacher = lesson.student, lesson.teacher
     pairs, layers = jax.random.split(lesson.rng)
     mixture = draw(lesson.batch.mask, pairs)
-    answer = teacher.output_of(
-      teacher.interpret(mixture.of(teacher.states.low), None), None
-    )
+    answer = answered(teacher, mixture.of(teacher.states.low))
     below, above = jax.random.split(layers)
     output = student.output_of(
       student.interpret(mixture.of(student.states.low), below), above
     )
-    return distance(rows(output), lax.stop_gradient(rows(answer))), {}
+    return distance(rows(output), lax.stop_gradient(answer)), {}
 
   return base.stateless(
     loss,
@@ -65,6 +64,11 @@ def draw(mask: types.Array, key: types.Key) -> Mixture:
   share = jax.random.uniform(share, mask.shape)
   # An example that is paired with padding stays as it is.
   return Mixture(partner, jnp.where(mask[partner] > 0, share, 1.0))
+
+
+def answered(teacher: split.Side, low: types.Hidden) -> types.Array:
+  """The outputs [b, classes] of a frozen network from low states."""
+  return rows(teacher.output_of(teacher.interpret(low, None), None))
 
 
 def rows(output: types.Array) -> types.Array:

@@ -10,12 +10,9 @@ results/conversation_ratings*.jsonl and conversation_images*.jsonl; what is ther
 run again, and several processes share the work.
 """
 
-import argparse
 from collections.abc import Mapping
+import pathlib
 
-from td_jax import types
-from td_jax.run import command_line
-from td_jax.run import preemption
 from td_jax.storage import results_log
 from td_jax.study import conversation_images
 from td_jax.study import conversation_page
@@ -28,40 +25,25 @@ DESIGNS: Mapping[str, design_lib.Design] = {
 }
 
 
-def _command(args: argparse.Namespace, log: types.Log) -> None:
-  design = DESIGNS[args.domain]
-  if not args.render:
-    study = design_lib.Study(
-      design,
-      args.workdir,
-      args.results,
-      teacher=args.teacher,
-      watch=preemption.Watch(),
-      log=log,
-    )
-    study.search(trials=design.TRIALS, seeds=design.TRIAL_SEEDS)
-    study.cells(seeds=design.SEEDS)
+def _render(domain: str, results: pathlib.Path) -> None:
+  del domain  # One page shows all of them.
   conversation_page.render(
     {
-      domain: results_log.read(args.results / f'{each.NAME}.jsonl')
-      for domain, each in DESIGNS.items()
+      each: results_log.read(results / f'{design.NAME}.jsonl')
+      for each, design in DESIGNS.items()
     },
-    args.results,
+    results,
   )
 
 
 def main() -> None:
   """Runs what is missing, then renders the page and the figure."""
-  parser = command_line.parser(
+  design_lib.run(
     'The study of the conversation.',
+    DESIGNS,
+    _render,
     workdir='runs/conversation',
-    results='the finished trials and cells, the page and the figure',
   )
-  parser.add_argument('--domain', default='ratings', choices=DESIGNS)
-  parser.add_argument(
-    '--render', action='store_true', help='render only; run nothing'
-  )
-  command_line.run(parser, _command)
 
 
 if __name__ == '__main__':

@@ -15,10 +15,10 @@ from td_jax.study import images
 NAME = 'conversation_images'
 LOWER_IS_BETTER = False
 COLUMNS = images.COLUMNS
+draws, tuned_as = conversation_rows.draws, conversation_rows.tuned_as
 TUNED_ON = ('cifar10',)
 HELD_BACK = ('cifar100',)
 TRIALS, TRIAL_SEEDS, SEEDS = 4, 1, 5
-_DRAWS = 5
 _PER_CLASS = 50
 
 _OUTPUTS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -52,20 +52,9 @@ def columns(regime: Regime) -> tuple[str, ...]:
   return COLUMNS
 
 
-def draws(regime: Regime) -> tuple[int, ...]:
-  """Choices of labels, a seed for each."""
-  del regime
-  return tuple(range(_DRAWS))
-
-
 def rows() -> list[tuple[Regime, str]]:
   """The variants."""
   return [(Regime(_PER_CLASS), row) for row in _ROWS]
-
-
-def tuned_as(regime: Regime, row: str) -> tuple[Regime, str]:
-  """Every variant has trials of its own."""
-  return regime, row
 
 
 def trials(method: str, count: int) -> list[dict[str, Any]]:

@@ -16,10 +16,10 @@ from td_jax.study import ratings
 NAME = 'conversation_ratings'
 LOWER_IS_BETTER = True
 COLUMNS = ratings.COLUMNS
+draws, tuned_as = conversation_rows.draws, conversation_rows.tuned_as
 TUNED_ON = ('Drama', 'Sci-Fi')
 HELD_BACK = ('Romance', 'War')
 TRIALS, TRIAL_SEEDS, SEEDS = 6, 2, 10
-_DRAWS = 5
 _SHARE = 0.05
 # The rows that also run without unlabelled pairs.
 _ALONE = (conversation_rows.LD, 'mix', 'ask, inputs', 'ask')
@@ -46,12 +46,6 @@ def columns(regime: Regime) -> tuple[str, ...]:
   return COLUMNS
 
 
-def draws(regime: Regime) -> tuple[int, ...]:
-  """Choices of labels."""
-  del regime
-  return tuple(range(_DRAWS))
-
-
 def rows() -> list[tuple[Regime, str]]:
   """All variants with unlabelled pairs, and a few without them."""
   rest, none = (Regime(_SHARE, source) for source in ('rest', 'none'))
@@ -59,11 +53,6 @@ def rows() -> list[tuple[Regime, str]]:
     *((rest, row) for row in conversation_rows.VARIANTS),
     *((none, row) for row in _ALONE),
   ]
-
-
-def tuned_as(regime: Regime, row: str) -> tuple[Regime, str]:
-  """Every variant has trials of its own."""
-  return regime, row
 
 
 def trials(method: str, count: int) -> list[dict[str, Any]]:

@@ -57,9 +57,21 @@ VARIANTS = {
     _PLAIN | {'distill.interact_teaches': 'student'},
   ),
 }
+_DRAWS = 5
 _TERMS = {**tune.TERMS, 'mix': ('logit', 'mix'), 'ask': ('logit', 'ask')}
 # Terms that compare outputs have weights of the same size.
 _OF_OUTPUTS = ('logit', 'mix', 'ask')
+
+
+def draws(regime: Any) -> tuple[int, ...]:
+  """Choices of labels, the same number in every regime."""
+  del regime
+  return tuple(range(_DRAWS))
+
+
+def tuned_as(regime: Any, row: str) -> tuple[Any, str]:
+  """Every variant has trials of its own."""
+  return regime, row
 
 
 def trials(

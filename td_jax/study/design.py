@@ -6,6 +6,7 @@ form of `Design`. Trials and runs are appended to two files; what is there is no
 again, and several processes share the work.
 """
 
+import argparse
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ import numpy as np
 
 from td_jax import types
 from td_jax.paper import tables
+from td_jax.run import command_line
 from td_jax.run import pipeline
 from td_jax.run import preemption
 from td_jax.storage import results_log
@@ -282,3 +284,46 @@ def best(
     )
     for group, by in scores.items()
   }
+
+
+def run(
+  title: str,
+  designs: Mapping[str, Design],
+  render: Callable[[str, pathlib.Path], None],
+  *,
+  workdir: str,
+) -> None:
+  """The command of a study: runs what is missing, then renders.
+
+  Args:
+    title: What --help begins with.
+    designs: {--domain: what is compared}; the first is the default.
+    render: Writes pages and figures, from a domain and the folder of results.
+    workdir: The default folder of the runs.
+  """
+  parser = command_line.parser(
+    title,
+    workdir=workdir,
+    results='the finished trials and cells, and the pages',
+  )
+  parser.add_argument('--domain', default=next(iter(designs)), choices=designs)
+  parser.add_argument(
+    '--render', action='store_true', help='render only; run nothing'
+  )
+
+  def command(args: argparse.Namespace, log: types.Log) -> None:
+    if not args.render:
+      design = designs[args.domain]
+      study = Study(
+        design,
+        args.workdir,
+        args.results,
+        teacher=args.teacher,
+        watch=preemption.Watch(),
+        log=log,
+      )
+      study.search(trials=design.TRIALS, seeds=design.TRIAL_SEEDS)
+      study.cells(seeds=design.SEEDS)
+    render(args.domain, args.results)
+
+  command_line.run(parser, command)

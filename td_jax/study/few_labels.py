@@ -15,12 +15,9 @@ few_images.jsonl. What is there is not run again, and several processes share th
 work: start one for each core (`taskset -c 0 python -m ... &`).
 """
 
-import argparse
 from collections.abc import Mapping
+import pathlib
 
-from td_jax import types
-from td_jax.run import command_line
-from td_jax.run import preemption
 from td_jax.storage import results_log
 from td_jax.study import design as design_lib
 from td_jax.study import images
@@ -35,35 +32,16 @@ DESIGNS: Mapping[str, design_lib.Design] = {
 _PAGES = {'ratings': ratings_page, 'images': images_page}
 
 
-def _command(args: argparse.Namespace, log: types.Log) -> None:
-  design = DESIGNS[args.domain]
-  if not args.render:
-    study = design_lib.Study(
-      design,
-      args.workdir,
-      args.results,
-      teacher=args.teacher,
-      watch=preemption.Watch(),
-      log=log,
-    )
-    study.search(trials=design.TRIALS, seeds=design.TRIAL_SEEDS)
-    study.cells(seeds=design.SEEDS)
-  rows = results_log.read(args.results / f'{design.NAME}.jsonl')
-  _PAGES[args.domain].render(rows, args.results)
+def _render(domain: str, results: pathlib.Path) -> None:
+  rows = results_log.read(results / f'{DESIGNS[domain].NAME}.jsonl')
+  _PAGES[domain].render(rows, results)
 
 
 def main() -> None:
   """Runs what is missing, then renders the tables and figures."""
-  parser = command_line.parser(
-    'The study of few labels.',
-    workdir='runs/few_labels',
-    results='the finished trials and cells, tables and figures',
+  design_lib.run(
+    'The study of few labels.', DESIGNS, _render, workdir='runs/few_labels'
   )
-  parser.add_argument('--domain', default='ratings', choices=DESIGNS)
-  parser.add_argument(
-    '--render', action='store_true', help='render only; run nothing'
-  )
-  command_line.run(parser, _command)
 
 
 if __name__ == '__main__':
