@@ -38,7 +38,9 @@ class Watch:
 
     Args:
       signals: Those that ask for a stop; none leaves the handlers as they are.
-        One that is ignored stays so, as SIGHUP is under nohup.
+        SIGHUP stays ignored where it is, as under nohup. The others are heard
+        even if whoever started the process ignored them: a machine that is
+        taken away sends SIGTERM.
       patience: Seconds in which the process has to answer.
     """
     self._signal: int | None = None
@@ -48,8 +50,9 @@ class Watch:
     self.patience = patience
     # What is safe if the process ends now.
     self.state = 'nothing to save yet'
+    no_terminal = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     self._signals = [
-      each for each in signals if signal.getsignal(each) != signal.SIG_IGN
+      each for each in signals if not (each == signal.SIGHUP and no_terminal)
     ]
     for number in self._signals:
       signal.signal(number, self._record)
