@@ -254,13 +254,14 @@ def _decode_tfds(
   tfds.module()  # First, since it configures TensorFlow.
   import tensorflow as tf
 
+  decode = tf.autograph.experimental.do_not_convert(_pixels)
   for start in range(0, len(source), _BLOCK):
     ids = np.arange(start, min(start + _BLOCK, len(source)))
     try:
       examples = source.read(ids)
       decoded = list(
         tf.data.Dataset.from_tensor_slices([e.image for e in examples])
-        .map(_pixels, num_parallel_calls=tf.data.AUTOTUNE)
+        .map(decode, num_parallel_calls=tf.data.AUTOTUNE)
         .as_numpy_iterator()
       )
     except (dataset_lib.CorruptError, tf.errors.OpError, OSError, RuntimeError):

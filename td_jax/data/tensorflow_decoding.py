@@ -35,8 +35,10 @@ class Decoder:
       levels.set_shape((view.size, view.size, 3))
       return tf.cast(levels + 0.5, tf.uint8)  # The cast truncates.
 
+    # AutoGraph would only cost time: branches on tensors are written as tf.cond.
     self._pixels = tf.function(
       pixels,
+      autograph=False,
       input_signature=[
         tf.TensorSpec([], tf.string),
         tf.TensorSpec([preprocess.DRAWS], tf.float32),
@@ -64,6 +66,7 @@ class Decoder:
       images = [self._readable(image) for image in batch.images]
       return (np.array(images, object), *batch[1:])
 
+    @tf.autograph.experimental.do_not_convert
     def load(step: Any) -> tuple[Any, ...]:
       kinds = (tf.string, tf.float32, tf.int32, tf.float32)
       shapes = ([], [preprocess.DRAWS], [], [])
@@ -72,6 +75,7 @@ class Decoder:
         column.set_shape([size, *shape])
       return tuple(batch)
 
+    @tf.autograph.experimental.do_not_convert
     def decode(
       image: Any, draws: Any, label: Any, mask: Any
     ) -> tuple[Any, Any, Any]:
