@@ -1,6 +1,7 @@
 """8 CPU devices, strict ranks, checked shapes, and a small MovieLens."""
 
 import atexit
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -55,6 +56,11 @@ from td_jax.run import preemption
 from td_jax.storage import array_cache
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+# The programs of all tests stay in memory, and to look for garbage among them takes
+# long. What has been imported is never garbage.
+gc.collect()
+gc.freeze()
+gc.set_threshold(50_000, 20, 50)
 
 
 def small_ratings(
