@@ -83,6 +83,9 @@ def test_every_method_can_be_asked_for(method):
   if methods.Need.CLASS_LABELS in needs:
     with pytest.raises(errors.ConfigError, match='needs labels that are'):
       config_lib.validate(config)
+  elif methods.Need.SEVERAL_TOKENS in needs:
+    with pytest.raises(errors.ConfigError, match='no tokens'):
+      config_lib.validate(config)
   else:
     config_lib.validate(config)
   assert config.method == method

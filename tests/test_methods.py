@@ -25,6 +25,7 @@ import pytest
 from td_jax import errors
 from td_jax import methods
 from td_jax import types
+from td_jax.configs import common
 from td_jax.configs import movielens as movielens_config
 from td_jax.data import feed
 from td_jax.data import shuffle
@@ -50,9 +51,12 @@ class _Classifier(split.Network):
 
   hidden: tuple[int, int]
   dropout: float
+  tokens: tuple[int, ...] = ()  # As in the shape of a state.
 
   def setup(self):
-    self.first, self.second = (nn.Dense(width) for width in self.hidden)
+    first, second = self.hidden
+    self.first = nn.DenseGeneral((*self.tokens, first))
+    self.second = nn.Dense(second)
     self.head = nn.Dense(CLASSES)
     self.drop = nn.Dropout(self.dropout)
 
@@ -71,7 +75,7 @@ class _Classifier(split.Network):
     return nn.relu(self.second(self.drop(low, deterministic=not train)))
 
   def output(self, high, *, train):
-    return self.head(high)
+    return self.head(high.reshape(len(high), -1))
 
 
 def _recommender(hidden, *, dropout=0.0, unknown_rate=0.0, mean=0.0):
@@ -106,14 +110,19 @@ TASKS = {
     _Classifier((9, 8), 0.0),
     lambda config: _Classifier((7, 6), config.model.dropout),
   ),
+  'tokens': Task(
+    'cross_entropy',
+    _Classifier((9, 8), 0.0, (4,)),
+    lambda config: _Classifier((7, 6), config.model.dropout, (4,)),
+  ),
 }
 TEACHER = TASKS['ratings'].teacher
-# Each weight of the config has another value, between 0.5 and 2, so that a test
-# notices if two are exchanged. It depends on the weight's name alone: a method
+# Each weight of the config has another value, its default times 0.5 to 2, so that a
+# test notices if two are exchanged. It depends on the weight's name alone: a method
 # that is added does not change the cases of the others.
 WEIGHTS = {
-  name: 0.5 + 1.5 * zlib.crc32(name.encode()) / 2**32
-  for name in movielens_config.get_config().distill.weights
+  name: default * (0.5 + 1.5 * zlib.crc32(name.encode()) / 2**32)
+  for name, default in common.distill().weights.items()
 }
 
 
@@ -138,7 +147,13 @@ def _allows(task, method):
   """Whether a method can run on a task, by its needs."""
   config = movielens_config.get_config(f'method={method}')
   needs = methods.needs(config, task_loss=TASKS[task].loss)
-  return task == 'classes' or methods.Need.CLASS_LABELS not in needs
+  if task == 'tokens':  # Those that need tokens, and what they add to.
+    return methods.Need.SEVERAL_TOKENS in needs or not needs
+  if methods.Need.SEVERAL_TOKENS in needs:
+    return False
+  if task == 'ratings':
+    return methods.Need.CLASS_LABELS not in needs
+  return task == 'classes'
 
 
 _RICH = {
@@ -212,7 +227,7 @@ def _examples(task='ratings'):
   y = 2.0 + (seen['user'] % 3) + 0.5 * seen['movie'] / 5
   y = y.astype(np.float32)
   other = seen | {'user': (seen['user'] + 1) % 7}
-  if task == 'classes':
+  if task != 'ratings':
     # Labels are the classes that the teacher predicts. Otherwise the minimum of
     # a term that follows the teacher is not a minimum of the task's loss, and
     # the two cannot both fall.
@@ -234,7 +249,7 @@ def _teacher(task='ratings'):
   variables = network.init(
     jax.random.key(9), jax.tree.map(lambda leaf: leaf[:1], x), train=False
   )
-  if task == 'classes':
+  if task != 'ratings':
     # Standardised logits, so that it predicts all classes, some with confidence.
     logits = network.apply(variables, x, train=False)[-1]
     scale = 3 / logits.std(axis=0)
@@ -785,7 +800,7 @@ def test_needs_are_what_a_method_looks_at():
 
 
 def test_methods_for_classes_are_refused_on_ratings():
-  refused = [name for name in methods.METHODS if not _allows('ratings', name)]
+  refused = _needing(methods.Need.CLASS_LABELS)
   assert 'dkd' in refused
   for name in refused:
     config = movielens_config.get_config(f'method={name}')

@@ -301,15 +301,32 @@ def distill(**weights: Any) -> types.Config:
   cfg.weights.state = anything(1.0)  # TD: L_SC.
   cfg.weights.mix = anything(1.0)  # Mixing.
   cfg.weights.ask = anything(1.0)  # Asking.
+  # From here on the authors' own, for terms that differ by orders of magnitude.
+  cfg.weights.logit_std = anything(9.0)  # Standardised logits.
+  cfg.weights.dist = anything(1.0)  # DIST.
+  cfg.weights.bd_kd = anything(1.0)  # BD-KD.
+  cfg.weights.rkd = anything(1.0)  # RKD.
+  cfg.weights.sp = anything(3000.0)  # SP.
+  cfg.weights.pkt = anything(30000.0)  # PKT.
+  cfg.weights.at = anything(1000.0)  # AT.
+  cfg.weights.vkd = anything(1.0)  # VkD.
+  cfg.weights.srrl = anything(1.0)  # SRRL.
   cfg.weights.update(weights)
   cfg.hidden = 256  # Width of the ReLU layer of encoders and decoders.
   cfg.message = 128  # Width of a message.
   cfg.dropout = 0.0  # Rate inside encoders and decoders.
   cfg.distance = 'l2'  # Between states or messages: l2, cosine, pearson or kl.
   cfg.logit_distance = 'l2'  # Between outputs; ratings allow l2 only.
-  cfg.temperature = 1.0  # T of the distance kl and of DKD.
+  cfg.temperature = 1.0  # T of the distance kl, DKD, DIST, BD-KD and logit_std.
   cfg.dkd_alpha = 1.0  # DKD: weight of the target class (TCKD).
   cfg.dkd_beta = 8.0  # DKD: weight of the other classes (NCKD).
+  cfg.dist_beta = 1.0  # DIST: weight of the classes of an example.
+  cfg.dist_gamma = 1.0  # DIST: weight of the examples of a class.
+  cfg.bd_nu = 2.0  # BD-KD: weight of the divergence that counts more.
+  cfg.rkd_distance = 1.0  # RKD: weight of distances.
+  cfg.rkd_angle = 2.0  # RKD: weight of angles.
+  cfg.at_power = 2  # AT: the power of activations.
+  cfg.srrl_classifier = 1.0  # SRRL: weight of the teacher's outputs.
   # TD: what L_interact compares iteration i > 0 with. chained: the states that
   # the student just interpreted (Algorithm 1); original: its states on the
   # input (section 3.3).

@@ -10,18 +10,27 @@ import functools
 from td_jax import errors
 from td_jax import types
 from td_jax.methods import asking
+from td_jax.methods import at
 from td_jax.methods import base
+from td_jax.methods import bd_kd
 from td_jax.methods import channel
+from td_jax.methods import dist
 from td_jax.methods import dkd
 from td_jax.methods import feature
 from td_jax.methods import hint
 from td_jax.methods import logit
+from td_jax.methods import logit_std
 from td_jax.methods import losses
 from td_jax.methods import mixing
+from td_jax.methods import pkt
+from td_jax.methods import rkd
 from td_jax.methods import schedules
+from td_jax.methods import sp
+from td_jax.methods import srrl
 from td_jax.methods import standardised
 from td_jax.methods import talking
 from td_jax.methods import task
+from td_jax.methods import vkd
 from td_jax.methods.base import Lesson as Lesson
 from td_jax.methods.base import Method as Method
 from td_jax.methods.base import Need as Need
@@ -123,6 +132,62 @@ def _mixing(config: types.Config, weigh: Weigh) -> Term:
   return weigh(distill.weights.mix), mixing.mixing(distance)
 
 
+def _logit_std(config: types.Config, weigh: Weigh) -> Term:
+  distill = config.distill
+  method = logit.logit(_distance('kl', distill))
+  return weigh(distill.weights.logit_std), logit_std.logit_std(method)
+
+
+def _dkd_std(config: types.Config, weigh: Weigh) -> Term:
+  weight, method = _dkd(config, weigh)
+  return weight, logit_std.logit_std(method)
+
+
+def _dist(config: types.Config, weigh: Weigh) -> Term:
+  distill = config.distill
+  return weigh(distill.weights.dist), dist.dist(
+    beta=distill.dist_beta,
+    gamma=distill.dist_gamma,
+    temperature=distill.temperature,
+  )
+
+
+def _bd_kd(config: types.Config, weigh: Weigh) -> Term:
+  distill = config.distill
+  return weigh(distill.weights.bd_kd), bd_kd.bd_kd(
+    nu=distill.bd_nu, temperature=distill.temperature
+  )
+
+
+def _rkd(config: types.Config, weigh: Weigh) -> Term:
+  distill = config.distill
+  return weigh(distill.weights.rkd), rkd.rkd(
+    distance=distill.rkd_distance, angle=distill.rkd_angle
+  )
+
+
+def _sp(config: types.Config, weigh: Weigh) -> Term:
+  return weigh(config.distill.weights.sp), sp.sp()
+
+
+def _pkt(config: types.Config, weigh: Weigh) -> Term:
+  return weigh(config.distill.weights.pkt), pkt.pkt()
+
+
+def _at(config: types.Config, weigh: Weigh) -> Term:
+  return weigh(config.distill.weights.at), at.at(power=config.distill.at_power)
+
+
+def _vkd(config: types.Config, weigh: Weigh) -> Term:
+  return weigh(config.distill.weights.vkd), vkd.vkd()
+
+
+def _srrl(config: types.Config, weigh: Weigh) -> Term:
+  distill = config.distill
+  method = srrl.srrl(classifier=distill.srrl_classifier)
+  return weigh(distill.weights.srrl), method
+
+
 METHODS: dict[str, dict[str, Callable[[types.Config, Weigh], Term]]] = {
   'scratch': {},
   'ld': {'logit': _logit},
@@ -134,6 +199,17 @@ METHODS: dict[str, dict[str, Callable[[types.Config, Weigh], Term]]] = {
   'td_ld': {'logit': _logit, 'talk': _talking},
   'mix': {'logit': _logit, 'mix': _mixing},
   'ask': {'logit': _logit, 'ask': _asking},
+  # Of others, each with the settings of its authors.
+  'logit_std': {'logit_std': _logit_std},
+  'logit_std_dkd': {'dkd': _dkd_std},
+  'dist': {'dist': _dist},
+  'bd_kd': {'bd_kd': _bd_kd},
+  'rkd': {'rkd': _rkd},
+  'sp': {'sp': _sp},
+  'pkt': {'pkt': _pkt},
+  'at': {'at': _at},
+  'vkd': {'vkd': _vkd},
+  'srrl': {'srrl': _srrl},
 }
 
 

@@ -80,9 +80,7 @@ def asking(
 
     low = decoded(student.states, keys[0])
     state = losses.l2(low, teacher.states.low)
-    output = distance(
-      mixing.answered(teacher, low), mixing.rows(teacher.output)
-    )
+    output = distance(mixing.answered(teacher, low), base.rows(teacher.output))
 
     question = student.states.low
     if between:
@@ -91,7 +89,7 @@ def asking(
     asked = decoded(types.States(question, high), keys[3])
     reply = mixing.answered(teacher, asked)
     answer = distance(
-      mixing.rows(student.output_of(high, keys[4])), lax.stop_gradient(reply)
+      base.rows(student.output_of(high, keys[4])), lax.stop_gradient(reply)
     )
     return answer + state + output, {
       'answer': answer,

@@ -14,7 +14,9 @@ from typing import Any
 from typing import NamedTuple
 
 import jax
+from jax import lax
 from jax import numpy as jnp
+import jaxtyping as jt
 import optax
 
 from td_jax import errors
@@ -34,6 +36,8 @@ class Lesson(NamedTuple):
   # batch, so that the mean over the batch is the mean over the labelled
   # examples. None: every example has a label.
   label_weight: types.PerExample | None = None
+  # The axis of devices that share the batch, if each of them sees its part alone.
+  axis_name: str | None = None
 
   @property
   def teacher(self) -> split.Side:
@@ -67,6 +71,7 @@ class Need(enum.Enum):
   # The lesson of `init` then has many examples in place of one.
   STATISTICS = 'statistics of the hidden states'
   SAME_TOKENS = 'states with the same tokens on both sides'
+  SEVERAL_TOKENS = 'states of several tokens'
   ROUNDS = 'config.k, the rounds of the conversation'
 
 
@@ -152,6 +157,39 @@ def tokens_differ(
     'but the method compares them token by token; give config.model and '
     "config.teacher.model the same tokens, or choose config.method='ld'."
   )
+
+
+def no_tokens() -> errors.ConfigError:
+  """The error for states without tokens, whose maps have nothing to say."""
+  return errors.ConfigError(
+    'the method compares where networks look, over tokens, and their states have '
+    "no tokens; choose config.method='ld', or networks such as ViTs."
+  )
+
+
+def whole_batch(lesson: Lesson, values: types.PyTree) -> types.PyTree:
+  """Values [b, ...] for the examples of all devices, for terms that relate them.
+
+  Where a batch is shared by compiled code, as under `mesh`, it is whole already.
+  """
+  if lesson.axis_name is None:
+    return values
+  return lax.all_gather(values, lesson.axis_name, tiled=True)
+
+
+def for_each(lesson: Lesson, cost: types.Array) -> types.PerExample:
+  """The cost [] of a whole batch as the cost of each example, [b]."""
+  return jnp.broadcast_to(cost, lesson.batch.mask.shape)
+
+
+def pooled(states: types.Hidden) -> jt.Float[jt.Array, 'b _']:
+  """States [b, d] as they are; of states [b, t, d] the mean over tokens."""
+  return states.reshape(len(states), -1, states.shape[-1]).mean(axis=1)
+
+
+def rows(output: types.Array) -> jt.Float[jt.Array, 'b _']:
+  """Outputs as [b, classes]; ratings [b] become [b, 1]."""
+  return output.reshape(len(output), -1)
 
 
 def is_off(weight: Weight) -> bool:

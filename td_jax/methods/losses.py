@@ -18,9 +18,14 @@ from td_jax import types
 Distance = Callable[[types.Array, types.Array], types.PerExample]
 
 
+def mean(values: types.Array) -> types.PerExample:
+  """The mean over all axes but the first."""
+  return values.reshape(values.shape[0], -1).mean(axis=-1)
+
+
 def l2(a: types.Hidden, b: types.Hidden) -> types.PerExample:
   """Mean squared difference (the paper's d, section 3.3)."""
-  return _mean(jnp.square(a - b))
+  return mean(jnp.square(a - b))
 
 
 def cosine(a: types.Hidden, b: types.Hidden) -> types.PerExample:
@@ -31,7 +36,7 @@ def cosine(a: types.Hidden, b: types.Hidden) -> types.PerExample:
     v * jax.lax.rsqrt(jnp.maximum(jnp.sum(v * v, -1, keepdims=True), 1e-12))
     for v in (a, b)
   )
-  return _mean(1.0 - jnp.sum(a * b, axis=-1))
+  return mean(1.0 - jnp.sum(a * b, axis=-1))
 
 
 def pearson(a: types.Hidden, b: types.Hidden) -> types.PerExample:
@@ -50,7 +55,7 @@ def kl(
   """
   log_a = jax.nn.log_softmax(a / temperature)
   log_b = jax.nn.log_softmax(b / temperature)
-  return temperature**2 * _mean(
+  return temperature**2 * mean(
     jnp.sum(jnp.exp(log_b) * (log_b - log_a), axis=-1)
   )
 
@@ -87,8 +92,3 @@ TASK_LOSSES: dict[str, Distance] = {
   'squared_error': squared_error,
   'cross_entropy': cross_entropy,
 }
-
-
-def _mean(values: types.Array) -> types.PerExample:
-  """The mean over all axes but the first."""
-  return values.reshape(values.shape[0], -1).mean(axis=-1)

@@ -32,7 +32,7 @@ def mixing(distance: losses.Distance) -> base.Method:
     output = student.output_of(
       student.interpret(mixture.of(student.states.low), below), above
     )
-    return distance(rows(output), lax.stop_gradient(answer)), {}
+    return distance(base.rows(output), lax.stop_gradient(answer)), {}
 
   return base.stateless(
     loss,
@@ -68,9 +68,4 @@ def draw(mask: types.Array, key: types.Key) -> Mixture:
 
 def answered(teacher: split.Side, low: types.Hidden) -> types.Array:
   """The outputs [b, classes] of a frozen network from low states."""
-  return rows(teacher.output_of(teacher.interpret(low, None), None))
-
-
-def rows(output: types.Array) -> types.Array:
-  """Outputs as [b, classes]; ratings [b] become [b, 1]."""
-  return output.reshape(len(output), -1)
+  return base.rows(teacher.output_of(teacher.interpret(low, None), None))

@@ -206,6 +206,8 @@ def _check_teacher(config: types.Config, inputs: Mapping[str, Any]) -> None:
     )
     if student != teacher:
       raise methods.base.tokens_differ(student, teacher)
+    if methods.Need.SEVERAL_TOKENS in needs(config) and not student:
+      raise methods.base.no_tokens()
 
 
 def _check_learner(

@@ -135,6 +135,7 @@ def train_step(
       step=state.step,
       rng=method_key,
       label_weight=label_weight,
+      axis_name=axis_name,
     )
     cost, terms = method.loss(params['method'], lesson)
     sums = {

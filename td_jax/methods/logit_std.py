@@ -1,0 +1,51 @@
+"""Logits in units of their spread, before they are compared.
+
+  z -> (z - mean(z)) / std(z)
+
+Sun et al., 2024 (arXiv 2403.01427), equation 12: a student need not have the scale of
+its teacher's logits. Mean and spread are those of the classes of one example.
+"""
+
+from jax import numpy as jnp
+import optax
+
+from td_jax import types
+from td_jax.methods import base
+from td_jax.models import split
+
+# Added to the spread, as the authors do.
+_EPSILON = 1e-7
+
+
+def logit_std(method: base.Method) -> base.Method:
+  """A method that sees standardised logits of the student and of all teachers."""
+
+  def inside(lesson: base.Lesson) -> base.Lesson:
+    return lesson._replace(
+      student=_standardised(lesson.student),
+      teachers={
+        name: _standardised(side) for name, side in lesson.teachers.items()
+      },
+    )
+
+  return method._replace(
+    init=lambda rng, lesson: method.init(rng, inside(lesson)),
+    loss=lambda params, lesson: method.loss(params, inside(lesson)),
+    needs=method.needs | {base.Need.CLASS_LABELS},
+  )
+
+
+def _standardised(side: split.Side) -> split.Side:
+  return side._replace(
+    output=z_score(side.output),
+    output_of=lambda state, key: z_score(side.output_of(state, key)),
+  )
+
+
+def z_score(logits: types.Array) -> types.Array:
+  """Logits [b, classes] with mean 0 and spread 1 over the classes."""
+  centred = logits - logits.mean(axis=-1, keepdims=True)
+  # Unbiased, as in the authors' code. All logits are alike where a head starts from
+  # zeros: there a root has no gradient.
+  norm = optax.safe_norm(centred, 0.0, axis=-1, keepdims=True)
+  return centred / (_EPSILON + norm / jnp.sqrt(logits.shape[-1] - 1))
