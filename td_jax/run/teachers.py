@@ -23,6 +23,7 @@ from td_jax import models
 from td_jax import types
 from td_jax.configs import common
 from td_jax.data import answers
+from td_jax.data import class_counts
 from td_jax.data import feed as feed_lib
 from td_jax.data import task as task_lib
 from td_jax.models import class_names
@@ -379,10 +380,13 @@ def fit_head(
 
   assert task.validation is not None  # Only MovieLens merges its validation.
   log(f'fitting a linear head to {name}, once')
+  validation = features(task.validation)
+  if class_counts.known(task.validation) is None:
+    class_counts.warn(task, 'validation', validation[1], log)
   kernel, bias, report = probe.fit(
     *features(task.train),
     classes=task.model_args['classes'],
-    validation=features(task.validation),
+    validation=validation,
     log=log,
   )
   log(
