@@ -85,14 +85,7 @@ def load(
     first = jax.tree.map(lambda leaf: leaf[0], run.variables)
     return Teacher(run.model, first, folder)
   settings = config.teacher.model
-  load_published = models.NETWORKS[settings.name].load_published
-  if load_published is None:
-    raise errors.ConfigError(
-      f'config.teacher.checkpoint is {folder!r}, which holds published '
-      f'weights, but config.teacher.model.name is {settings.name!r}, which '
-      'cannot load any; name the folder of a run.'
-    )
-  variables = _published(config, task, folder, load_published, log)
+  variables = _published(config, task, folder, log)
   model = models.build(settings, task.model_args)
   facts = [settings.to_dict(), config.teacher.head]
   cache, shared = _caches(config, task, variables, facts, path=path, log=log)
@@ -283,16 +276,16 @@ def _published(
   config: types.Config,
   task: task_lib.Task,
   folder: str,
-  load_published: Any,
   log: types.Log,
 ) -> types.PyTree:
   """The variables of published weights, with a head for the task's classes."""
-  settings, classes = config.teacher.model, task.model_args['classes']
-  published = load_published(
+  reader, expected = models.published_reader(config)
+  classes = task.model_args['classes']
+  published = reader.load(
     folder,
     image_size=config.data.size,
     classes=None if config.teacher.head == 'stored' else classes,
-    expected={key: settings[key] for key in settings if key != 'name'},
+    expected=expected,
   )
   stored = published.settings['classes']
   if stored != classes:
