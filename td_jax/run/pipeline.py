@@ -14,6 +14,7 @@ from td_jax.data import task as task_lib
 from td_jax.run import config as config_lib
 from td_jax.run import experiment as experiment_lib
 from td_jax.run import loop
+from td_jax.run import memory
 from td_jax.run import plan as plan_lib
 from td_jax.run import preemption
 from td_jax.run import profile as profile_lib
@@ -81,6 +82,7 @@ def execute(
       dataset = domain.read(final.config, log=log)
     final_task = domain.task(final.config, dataset)
     class_counts.report(final_task, log)
+    memory.check_cache(final.config, final_task, plan.parallel, plan.teacher)
     top.claim(final.config)
     watch.check()
     for stage in plan.stages:
