@@ -61,7 +61,7 @@ setuptools.setup(
   package_data={'td_jax': ['py.typed']},
   # The wheel holds what is listed above, not all that MANIFEST.in adds.
   include_package_data=False,
-  entry_points={'console_scripts': ['td_jax = td_jax.main:run']},
+  entry_points={'console_scripts': ['td_jax = td_jax.__main__:run']},
   python_requires='>=3.11',
   install_requires=[
     'absl-py>=2.1',

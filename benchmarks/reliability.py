@@ -4,8 +4,7 @@
   python benchmarks/reliability.py --out=results/reliability.json --render
 
 Each row names a fault, what must happen, and the tests that provoke it. The command runs
-those tests and counts their cases: a case is one provoked fault, such as one damaged file
-or one moment of a signal.
+those tests and counts their cases: a case is a test with one set of values.
 """
 
 import argparse
@@ -74,9 +73,13 @@ ROWS = (
     ),
   ),
   Row(
-    'SIGTERM while it compiles, evaluates or loads a teacher',
-    "saved or 'nothing to save', exit code 75",
-    ('test_resume.py::test_a_signal_while_compiling',),
+    'SIGTERM while it reads the config, compiles or writes the results',
+    "saved or 'nothing to save', exit code 75; 0 once the results are written",
+    (
+      'test_preemption.py::test_a_signal_while_the_config_is_read',
+      'test_resume.py::test_a_signal_while_compiling',
+      'test_preemption.py::test_signals_at_the_end_and_of_a_terminal',
+    ),
   ),
   Row(
     'SIGTERM to one of two processes',
@@ -96,7 +99,8 @@ ROWS = (
   ),
   Row(
     'one byte of a checkpoint is flipped',
-    'noticed every time; orbax alone does not notice',
+    'the step is passed over, unless the byte is one that nothing reads; a changed '
+    'value is never restored',
     (
       'test_faults.py::test_each_flipped_byte_of_the_weights_is_noticed',
       'test_faults.py::test_no_flipped_byte_of_the_record_is_believed',
@@ -127,7 +131,7 @@ ROWS = (
     ),
   ),
   Row(
-    'a teacher of another width, depth or patch',
+    'stored weights of a teacher have another width, depth or patch',
     'the leaf and both shapes are named, 65',
     (
       'test_faults.py::test_teacher_of_another_width',
@@ -167,11 +171,13 @@ ROWS = (
     ),
   ),
   Row(
-    'a split beyond the layers, or a student that does not fit its teacher',
-    'field and valid range, 2, before data are read',
+    'a split beyond the layers, a student that does not fit its teacher, or a config '
+    'that does not fit published weights',
+    'the field, with the valid range or both values, 2, before data are read',
     (
       'test_vit.py::test_invalid_splits_raise_an_error_with_the_valid_range',
-      _CONFIG,
+      'test_classification.py::test_a_student_that_does_not_fit_its_teacher',
+      'test_classification.py::test_a_published_teacher_of_another_shape',
     ),
   ),
   Row('a value out of its range', 'one line, 2', (_CONFIG,)),
@@ -292,27 +298,28 @@ def page(report: Mapping[str, Any]) -> str:
   body = []
   for number, row in enumerate(ROWS, 1):
     counts = [report['tests'][test] for test in row.tests]
-    passed, cases = (
-      sum(each[name] for each in counts) for name in ('passed', 'cases')
+    passed, cases, skipped = (
+      sum(each[name] for each in counts)
+      for name in ('passed', 'cases', 'skipped')
     )
+    held = f'{passed} of {cases}' + (f', {skipped} skipped' if skipped else '')
     tests = ', '.join(f'`{test}`' for test in row.tests)
-    body.append(
-      f'| {number} | {row.fault} | {row.must} | {passed} of {cases} | {tests} |'
-    )
+    body.append(f'| {number} | {row.fault} | {row.must} | {held} | {tests} |')
   lines = [
     '# Faults that were tried',
     '',
-    'Each fault below is provoked by tests, with real signals, disks and files. '
-    '[Faults and exit codes](faults.md) says what to do about them.',
+    'Tests provoke each of these faults, with real signals, disks and files. A case is '
+    'a test with one set of values; many provoke their fault at several moments or in '
+    'several places. [Runs, faults and exit codes](faults.md) says what to do about a fault.',
     '',
-    '| | Fault | What must happen | Cases that held | Tests |',
+    '| Row | Fault | What must happen | Cases passed | Tests in `tests/` |',
     '|---|---|---|---|---|',
     *body,
     '',
-    'Written by `python benchmarks/reliability.py --out=results/reliability.json`, '
-    f'at commit {report["environment"]["commit"]}. A case is one provoked fault. For '
-    'hours instead of moments, `python benchmarks/soak.py` kills runs at random times '
-    'and compares how they end ([its outcome](../results/soak.json)).',
+    'This page was written by `python benchmarks/reliability.py '
+    f'--out=results/reliability.json` at commit {report["environment"]["commit"]}. '
+    '`python benchmarks/soak.py` kills runs at random times for hours, and compares '
+    'how they end.',
   ]
   return '\n'.join(lines) + '\n'
 

@@ -1,5 +1,10 @@
 """td_jax --config=movielens --workdir=DIR, and td_jax predict RUN FILE ..."""
 
+if __name__ == '__main__':
+  from td_jax.run import process
+
+  process.watch()  # Hears signals before the imports that take time.
+
 import functools
 import importlib
 import sys
@@ -12,6 +17,8 @@ from td_jax import errors
 from td_jax.devices import distributed
 from td_jax.run import command
 from td_jax.run import preemption
+from td_jax.run import process
+from td_jax.run import terminal
 
 # {name of a command: its module}, for what is done before and after a run.
 _COMMANDS = {
@@ -56,16 +63,13 @@ _PROFILE = flags.DEFINE_string(
   'profile', '', 'Trace these steps into WORKDIR/profile, such as 10:20.'
 )
 flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
-# Read by `run`, before --config is required; declared here for --help.
+# Read by `_start`, before --config is required; declared here for --help.
 flags.DEFINE_bool('version', False, 'Print the version of td_jax and exit.')
 
 
 def main(watch: preemption.Watch) -> None:
   """Does what the flags ask for."""
   errors.choose('--mode', _MODE.value, _MODES)
-  if _MODE.value != 'train':
-    # Nothing is lost, so nothing has to be waited for.
-    watch.patience, watch.state = 0.5, 'nothing to save'
   distributed.initialize(_DISTRIBUTED.value)
   # These take seconds to import, and --help does not need them.
   from td_jax import types
@@ -81,14 +85,13 @@ def main(watch: preemption.Watch) -> None:
   compile_cache.enable()
   config = _CONFIG.value
   if _MODE.value == 'config':
-    print(config_text.text(config, log=command.say), flush=True)
+    terminal.show(config_text.text(config, log=terminal.say))
     return
   if _MODE.value == 'compile':
     from td_jax.tpu_cost import estimate
 
-    print(
-      estimate.table(config, _TOPOLOGY.value, _WORKDIR.value, mfu=_MFU.value),
-      flush=True,
+    terminal.show(
+      estimate.table(config, _TOPOLOGY.value, _WORKDIR.value, mfu=_MFU.value)
     )
     return
   if _MODE.value != 'train' and not (
@@ -104,29 +107,35 @@ def main(watch: preemption.Watch) -> None:
   if _MODE.value == 'cka':
     from td_jax.paper import figure3
 
-    figure3.compare(config, path, log=command.say)
+    figure3.compare(config, path, log=terminal.say)
     return
-  log = command.say if distributed.is_main() else types.no_log
+  log = terminal.say if distributed.is_main() else types.no_log
   if _MODE.value == 'train':
     log(f'workdir {path}')
     steps = profile.parse(_PROFILE.value)
     results = pipeline.run(config, path, watch=watch, log=log, profile=steps)
   else:
     results = pipeline.evaluate(config, path, watch=watch, log=log)
+  watch.finish()  # The results are written: a signal changes nothing any more.
   if distributed.is_main():
-    print(summary.table(results), flush=True)
+    terminal.show(summary.table(results))
 
 
 def run() -> None:
-  """The entry point of the command `td_jax`."""
+  """Does what the words of the process ask for."""
+  with process.watch() as watch:
+    command.exit_on_error(functools.partial(_start, watch))
+
+
+def _start(watch: preemption.Watch) -> None:
+  """Finds what the first word names: the version, a command or an experiment."""
   if '--version' in sys.argv[1:]:  # No import may slow this down.
-    print(f'td_jax {td_jax.__version__}')
+    terminal.show(f'td_jax {td_jax.__version__}')
     return
   if sys.argv[1:2] and sys.argv[1] in _COMMANDS:
     module = importlib.import_module(_COMMANDS[sys.argv[1]])
     module.main(sys.argv[2:])
     return
-  watch = preemption.Watch()  # Reading a config takes a while, too.
   command.parse_flags(sys.argv)
   command.run(functools.partial(main, watch))
 

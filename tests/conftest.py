@@ -158,13 +158,19 @@ def disk(tmp_path):
   subprocess.run(['umount', '--lazy', str(path)], check=True)
 
 
+@pytest.fixture(autouse=True)
+def _signal_handlers():
+  """Puts back the handlers that a command in this process has replaced."""
+  signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+  handlers = {number: signal.getsignal(number) for number in signals}
+  yield
+  for number, handler in handlers.items():
+    signal.signal(number, handler)
+
+
 @pytest.fixture
 def command(capfd):
   """(args) -> (exit code, stdout, stderr), as `python -m td_jax.main`."""
-  handlers = {
-    number: signal.getsignal(number)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-  }
   own = main.flags.FLAGS.flags_by_module_dict()['td_jax.main']
 
   def run(*args):
@@ -186,9 +192,7 @@ def command(capfd):
         flag.unparse()
     return code, *capfd.readouterr()
 
-  yield run
-  for number, handler in handlers.items():
-    signal.signal(number, handler)
+  return run
 
 
 def small_config(arg='', **overrides):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -110,7 +111,7 @@ def test_what_a_soak_calls_a_fault(name, code, seconds, expected):
 
 @pytest.mark.long
 def test_a_soak(tmp_path):
-  """Two minutes of what `results/soak.json` did for two hours."""
+  """Two minutes of what it does for hours."""
   pytest.importorskip('tensorflow')
   done = subprocess.run(
     [
@@ -138,3 +139,11 @@ def test_every_fault_is_provoked_by_tests_that_exist():
   assert len(reliability.ROWS) == 34
   for row in reliability.ROWS:
     assert row.tests and not reliability.absent(row.tests)
+
+
+def test_the_page_of_faults_agrees_with_its_counts():
+  text = (ROOT / 'results/reliability.json').read_text()
+  page = (ROOT / reliability.PAGE).read_text()
+  assert page == reliability.page(json.loads(text))
+  # They are of no machine in particular.
+  assert not re.search(r'/(tmp|root|home|work)/', text + page)

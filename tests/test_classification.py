@@ -244,6 +244,25 @@ def test_a_student_that_does_not_fit_its_teacher(
   assert '\n' not in str(e.value)
 
 
+@pytest.mark.parametrize(
+  ('field', 'ours', 'stored'),
+  [('width', 16, 8), ('depth', 3, 2), ('heads', 4, 2), ('patch', 4, 8)],
+)
+def test_a_published_teacher_of_another_shape(
+  config, tmp_path, field, ours, stored
+):
+  """Student and config agree, but config.json beside the weights does not."""
+  overrides = {f'{model}.{field}': ours for model in ('model', 'teacher.model')}
+  small = config('td', **overrides, **{'data.dir': '/nowhere'})
+  with pytest.raises(errors.ConfigError) as e:
+    plan.make(small, tmp_path)
+  said = str(e.value)
+  assert f'config.teacher.model has {field}={ours}, but ' in said
+  assert f'config.json has {field}={stored}; ' in said
+  assert f'--config.teacher.model.{field}={stored}' in said
+  assert '\n' not in said
+
+
 @pytest.mark.parametrize('method', ['td', 'fd', 'fitnet'])
 def test_other_tokens_than_the_teachers(config, tmp_path, method):
   """Patches of 4 pixels, to a teacher of 8."""

@@ -14,9 +14,11 @@ from td_jax import errors
 from td_jax import methods
 from td_jax.configs import common
 from td_jax.data import movielens
+from td_jax.data import splits
 from td_jax.run import completion
 from td_jax.run import config as config_lib
 from td_jax.run import config_keys
+from td_jax.run import plan
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
@@ -174,6 +176,24 @@ def test_runlocal_is_short(name, completed):
   assert config.seeds <= 2
 
 
+@pytest.mark.parametrize(
+  ('name', 'arg', 'images'),
+  [
+    *(('vit_cifar10', arg, 50_000) for arg in ('', 'laptop', 'runlocal')),
+    *(('vit_imagenet', arg, 1_281_167) for arg in ('', 'laptop', 'runlocal')),
+    # The stand-in for ImageNet in test_vision_run.py.
+    ('vit_imagenet', 'runlocal', 300),
+  ],
+)
+def test_validation_has_no_image_of_the_training(name, arg, images):
+  config = _get(name, arg)
+  train, validation = (
+    splits.cut(config.data[part], {'train': images}, name=name)
+    for part in ('train', 'validation')
+  )
+  assert train.stop <= validation.start
+
+
 @pytest.mark.parametrize('arg', ['genr=War', 'runlocal=Yes', '=War', 'a=b=c'])
 def test_wrong_arguments(arg):
   with pytest.raises(ValueError, match='config argument'):
@@ -187,6 +207,19 @@ def test_wrong_arguments(arg):
 def test_a_teacher_has_no_task_of_its_own(name, argument):
   with pytest.raises(ValueError, match=f"argument '{argument}': a teacher"):
     _get(name, f'method=teacher,{argument}')
+
+
+def test_what_a_teacher_does_not_use_is_said():
+  lines = []
+  config = _get('movielens', 'method=teacher')
+  plan.resolved(config, log=lines.append)
+  assert lines == []
+  config.data.genre = 'War'
+  config.data.unlabelled.source = 'pairs'
+  assert plan.resolved(config, log=lines.append).data.genre == ''
+  (line,) = lines
+  assert "data.genre: 'War' -> ''" in line
+  assert "data.unlabelled.source: 'pairs' -> 'none'" in line
 
 
 def test_arguments():

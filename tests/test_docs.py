@@ -17,6 +17,7 @@ import td_jax
 from td_jax import main
 from td_jax.run import command as command_lib
 from td_jax.run import command_line
+from td_jax.run import terminal
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _FILES = (
@@ -121,7 +122,7 @@ def test_python_runs(page, block, monkeypatch):
   # Needs PyTorch, a run, or a network in place of the dots.
   if 'import torch' in block or "load('runs/" in block or '= ...' in block:
     return
-  monkeypatch.setattr(command_lib, 'say', lambda line: None)
+  monkeypatch.setattr(terminal, 'say', lambda line: None)
   scope = dict(_BEFORE)
   # A few steps show that it runs.
   exec(re.sub(r'\bsteps=\d+', 'steps=3', block), scope)

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import time
 
@@ -27,6 +28,7 @@ from td_jax.run import config as config_lib
 from td_jax.run import experiment
 from td_jax.run import metrics_log
 from td_jax.run import pipeline
+from td_jax.run import preemption
 from td_jax.run import saved
 from td_jax.run import workdir
 from td_jax.storage import checkpoint
@@ -683,9 +685,20 @@ def test_changed_config_is_refused_with_the_difference(run):
 
 def test_more_steps_where_allowed(run):
   more = _config(steps=16, allow_changed_config=True)
-  results = _run(run, more)
+  watch = conftest.Watch()
+  results = _run(run, more, watch)
   assert results['steps'] == 16
+  assert watch.state == f'the last save is of step 16 in {run}'
   assert _text(run).count('\n') == 8
+
+
+def test_a_signal_after_a_run_stops_the_next(run):
+  """As in a table, which is many runs of one process."""
+  watch = preemption.Watch()
+  _run(run, watch=watch)
+  os.kill(os.getpid(), signal.SIGTERM)
+  with pytest.raises(errors.PreemptedError, match='SIGTERM'):
+    _run(run, watch=watch)
 
 
 def test_devices_folders_and_data_dir_may_change(run, monkeypatch):

@@ -14,6 +14,8 @@ import tiny_vision
 import td_jax
 from td_jax import errors
 from td_jax.configs import image_folder as image_folder_config
+from td_jax.data import class_counts
+from td_jax.data import classification
 from td_jax.data import dataset as dataset_lib
 from td_jax.data import decoding
 from td_jax.data import image_files
@@ -402,7 +404,11 @@ def test_what_looks_wrong_is_said(tmp_path, teacher):
   assert (config.data.train, config.data.validation) == ('Train', 'VAL')
   assert config.data.classes == 2
   assert config.data.unlabelled.source == 'none'
-  assert any('validation has no image of b' in line for line in lines)
+  class_counts.report(
+    classification.load(config, log=lines.append), lines.append
+  )
+  lacking = "all 1 examples of validation are of class 'a'"
+  assert any(lacking in line for line in lines)
   assert any('1 files are of a kind' in line for line in lines)
   [hidden] = (line for line in lines if 'hidden' in line)
   assert 'such as Train/a/.ipynb_checkpoints' in hidden

@@ -339,7 +339,7 @@ def test_tokens_of_a_vit_count_the_class_token():
 
 def test_only_a_vit_has_published_weights_and_starts_from_a_teacher():
   for name, network in models.NETWORKS.items():
-    assert (network.load_published is not None) == (name == 'vit')
+    assert (network.published is not None) == (name == 'vit')
     assert (network.initialise is not None) == (name == 'vit')
 
 

@@ -152,6 +152,17 @@ def test_any_results(trained, tmp_path):
   check()
 
 
+def test_results_are_read_once(trained, monkeypatch):
+  read, seen = files.read_json, []
+  monkeypatch.setattr(
+    files,
+    'read_json',
+    lambda file, *a, **k: seen.append(file) or read(file, *a, **k),
+  )
+  results.read(trained)
+  assert seen == [trained / 'results.json']
+
+
 def test_any_rows(trained, tmp_path):
   file = tmp_path / 'metrics.jsonl'
   text = (trained / 'metrics.jsonl').read_text()

@@ -9,6 +9,7 @@ import conftest
 import numpy as np
 import pytest
 
+from td_jax import errors
 from td_jax import types
 from td_jax.paper import table_specs
 from td_jax.run import config as config_lib
@@ -417,8 +418,54 @@ def test_two_processes_share_the_work(tmp_path):
     run,
     title=lambda key: str(key['number']),
     workdir=tmp_path,
+    watch=conftest.Watch(),
     log=log,
   )
   assert ran == [1, 2]
   assert len(results_log.read(file)) == 3
   assert lines[-1].startswith('2: 1.0000; 0 of 3 trials left, ETA 0:00:00')
+
+
+def test_a_stop_says_where_the_finished_work_is(tmp_path):
+  """The run that is stopped is in a temporary folder, which is removed."""
+  file, watch = tmp_path / 'rows.jsonl', conftest.Watch()
+
+  def run(key):
+    if key['number'] == 1:
+      watch.stop('saved step 2 in a folder')
+    return {'validation': {'mean': 1.0}}
+
+  with pytest.raises(errors.PreemptedError) as e:
+    work.run_all(
+      'trials',
+      [{'number': number} for number in range(2)],
+      file,
+      run,
+      title=str,
+      workdir=tmp_path,
+      watch=watch,
+      log=types.no_log,
+    )
+  assert f': the finished trials are in {file}. Run the' in str(e.value)
+  assert len(results_log.read(file)) == 1
+
+
+def test_no_signal_tears_a_row(tmp_path, monkeypatch):
+  watch, free = conftest.Watch(), []
+  monkeypatch.setattr(
+    work.results_log,
+    'append',
+    lambda *args: free.append(watch._saving.acquire(blocking=False)),
+  )
+  work.run_all(
+    'trials',
+    [{'number': 1}],
+    tmp_path / 'rows.jsonl',
+    lambda key: {'validation': {'mean': 1.0}},
+    title=str,
+    workdir=tmp_path,
+    watch=watch,
+    log=types.no_log,
+  )
+  # The second time it waits for other processes.
+  assert free == [False, False]

@@ -11,6 +11,7 @@ import tiny_vision
 
 from td_jax import errors
 from td_jax.data import classification
+from td_jax.data import streamed_split
 from td_jax.models import class_names
 from td_jax.run import config as config_lib
 from td_jax.run import pipeline
@@ -99,6 +100,15 @@ def test_a_probe_is_fitted_once_and_kept(load, tmp_path):
     _same(first, again)
     assert load('probe')[1] == []
   assert len(list(tmp_path.iterdir())) == 3  # Two heads and the config.
+
+
+def test_the_fit_names_the_classes_that_a_stream_lacks(load, monkeypatch):
+  # As of a dataset of TFDS: its labels are known once its images are read.
+  monkeypatch.setattr(streamed_split.Split, 'labels', None)
+  _, lines = load(
+    'probe', **{'data.memory': 'stream', 'data.validation': 'validation[:1]'}
+  )
+  assert any('all 1 examples of validation are of class' in s for s in lines)
 
 
 def test_what_is_kept_is_computed_once(load, tmp_path):

@@ -63,7 +63,7 @@ def mlp(
 ) -> types.Config:
   """A recommender: embeddings of user and movie, then ReLU layers."""
   cfg: Any = ml_collections.ConfigDict()
-  cfg.name = 'mlp'
+  cfg.name = 'mlp'  # The kind of network.
   cfg.hidden = hidden  # Widths of the ReLU layers.
   cfg.split = (1, 2)  # (l, h): the low state follows layer l, the high one h.
   cfg.dropout = dropout  # After each ReLU layer.
@@ -74,7 +74,7 @@ def mlp(
 def vit(*, depth: int, split: tuple[int, int], **settings: Any) -> types.Config:
   """The ViT-B/32 of google-research/vision_transformer, with `settings`."""
   cfg: Any = ml_collections.ConfigDict()
-  cfg.name = 'vit'
+  cfg.name = 'vit'  # The kind of network.
   cfg.width = 768  # Of a token.
   cfg.depth = depth  # Number of blocks.
   cfg.heads = 12  # Of attention.
@@ -93,7 +93,7 @@ def vit(*, depth: int, split: tuple[int, int], **settings: Any) -> types.Config:
   cfg.mlp = 'gelu'  # gelu or swiglu, whose first layer has a gate.
   cfg.gelu = 'tanh'  # tanh (an approximation), exact or quick (CLIP's).
   cfg.eps = 1e-6  # Epsilon of every LayerNorm.
-  cfg.dropout = 0.0
+  cfg.dropout = 0.0  # On embeddings, inside MLPs and on residual branches.
   cfg.dtype = 'bfloat16'  # Blocks compute in it; choose float32 on CPUs.
   cfg.remat = True  # Recompute blocks in the backward pass, to save memory.
   cfg.scan = False  # Compile one block and stack the parameters of all.
@@ -160,7 +160,7 @@ def images(
   cfg.skip_corrupt = False  # stream only: skip and count damaged images.
   cfg.fixed_crops = 0  # Fixed random crops per image; 0: a new one each time.
   cfg.mean = (127.5, 127.5, 127.5)  # Networks see (grey level - mean) / std.
-  cfg.std = (127.5, 127.5, 127.5)  # Likewise.
+  cfg.std = (127.5, 127.5, 127.5)  # Networks see (grey level - mean) / std.
   cfg.update(few_labels('images'))
   return cfg
 
@@ -196,9 +196,12 @@ def table(path: str, *, columns: str, others: str) -> types.Config:
   cfg.order_seed = 0  # Of the random order.
   cfg.test_share = 0.1  # Of the rows with a target.
   cfg.validation_share = 0.1  # Of what is left.
-  # Students learn the rows whose column `by` is, or among genres has, this value;
-  # teachers of our own learn all rows. task '': all rows; by auto: the genres.
-  cfg.by, cfg.task = '', ''
+  # The column that says which task a row belongs to; '': rows have no tasks; auto:
+  # the genres.
+  cfg.by = ''
+  # Students learn the rows of this task; '': all rows. Teachers of our own learn all
+  # rows.
+  cfg.task = ''
   cfg.update(few_labels('table'))
   # auto: rest if rows of the task have no target, or else none.
   cfg.unlabelled.source = 'auto'
@@ -234,10 +237,15 @@ def few_labels(domain: str) -> types.Config:
   elif domain == 'images':
     # Number of labels kept in each class, in place of a share; 0: by `share`.
     cfg.labels.per_class = 0
-    cfg.unlabelled.mixtures = 0  # Their number; 0: ten for each labelled image.
-    # Another dataset or split, as in the keys of the same names above.
-    cfg.unlabelled.dataset, cfg.unlabelled.split = '', ''
-    cfg.unlabelled.dir = ''  # Likewise.
+    # Number of mixtures; 0: ten for each labelled image.
+    cfg.unlabelled.mixtures = 0
+    # Name of the dataset without labels; '': `data.dataset`, of which another
+    # split is taken.
+    cfg.unlabelled.dataset = ''
+    cfg.unlabelled.split = ''  # Its split, in the notation of TFDS.
+    # Its folder, as in `data.dir`; '': `data.dir`, or TFDS's default if only one of
+    # the two datasets is image_folder.
+    cfg.unlabelled.dir = ''
   return cfg
 
 
@@ -357,6 +365,10 @@ def distill(**weights: Any) -> types.Config:
 def run() -> types.Config:
   """The keys that every config has, whatever its dataset and networks."""
   cfg: Any = ml_collections.ConfigDict()
+  cfg.name = ''  # What results call the config.
+  cfg.domain = ''  # The kind of data.
+  # How students learn; teacher: no student, only the teacher is trained.
+  cfg.method = ''
   cfg.seed = 0  # The first of `seeds` consecutive seeds.
   cfg.seeds = 1  # Number of students, trained side by side in one program.
   cfg.k = 1  # Rounds of the conversation; 0: no interaction.

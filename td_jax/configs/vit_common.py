@@ -80,7 +80,9 @@ def config(
     shorten(cfg)
     _limit(cfg.data, 200)
     for part in ('validation', 'test'):
-      cfg.data[part] = f'{str(cfg.data[part]).split("[")[0]}[:100]'
+      # From the end: validation may be cut from the split that starts with the
+      # training images.
+      cfg.data[part] = f'{str(cfg.data[part]).split("[")[0]}[-100:]'
   return cfg
 
 

@@ -41,6 +41,11 @@ class Reader(Protocol):
   # and PNG, to be read as TensorFlow does.
   any_kind: bool
 
+  @property
+  def labels(self) -> Sequence[int] | None:
+    """Those of all records, if they are known before a record is read."""
+    ...
+
   def read(self, ids: Sequence[int]) -> list[Example]:
     """Returns records by number; raises CorruptError if one is damaged."""
     ...
@@ -102,6 +107,13 @@ class Records:
           'split.'
         )
     return examples
+
+  @property
+  def labels(self) -> np.ndarray | None:
+    """int [n], if they are known before a record is read."""
+    if self._reader.labels is None:
+      return None
+    return np.asarray(self._reader.labels[self._start : self._stop], int)
 
   def prefetch(self, ids: np.ndarray) -> None:
     """Starts to load what reading `ids` [b] will need, if that is slow."""

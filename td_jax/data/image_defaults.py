@@ -92,13 +92,13 @@ def _report(
     f'training, {counts["validation"].sum()} for validation'
     + (f', and the split {data.test} for the test' if config.test else '')
   )
-  lacking = {
-    part: [name for name, n in zip(names, count, strict=True) if not n]
-    for part, count in counts.items()
-  }
-  if lacking['train']:
+  # What validation lacks is said by `class_counts`.
+  lacking = [
+    name for name, n in zip(names, counts['train'], strict=True) if not n
+  ]
+  if lacking:
     raise errors.DataError(
-      f'{data.dir}: {data.train} has no image of {", ".join(lacking["train"])}; '
+      f'{data.dir}: {data.train} has no image of {", ".join(lacking)}; '
       'add some, remove the folder, or name another part in config.data.train '
       'and config.data.validation.'
     )
@@ -107,11 +107,6 @@ def _report(
     log(
       f'warning: validation has {held_out} images; an accuracy on so few is '
       f'known to ± {50 / max(held_out, 1) ** 0.5:.0f} points at best.'
-    )
-  # Of images in memory `class_counts` says so.
-  if lacking['validation'] and data.memory == 'stream':
-    log(
-      f'warning: validation has no image of {", ".join(lacking["validation"])}.'
     )
   left = image_folder.left_out(data.dir)
   if left.hidden:

@@ -93,9 +93,9 @@ def load(data_dir: str) -> dataset.Dataset:
 
 def labels(folder: dataset.Dataset, split: str) -> Sequence[int]:
   """The labels of a split of a dataset that `load` returned."""
-  reader = folder.reader(split)
-  assert isinstance(reader, _Reader)
-  return reader.labels
+  found = folder.reader(split).labels
+  assert found is not None  # They are the names of folders.
+  return found
 
 
 def unlabelled_folder(data_dir: str) -> str:

@@ -32,6 +32,11 @@ class Split:
   def __len__(self) -> int:
     return len(self._records)
 
+  @property
+  def labels(self) -> np.ndarray | None:
+    """int [n], if they are known before an image is read."""
+    return self._records.labels
+
   def train(
     self, seed: int, step: int, batch: int, host_slice: slice
   ) -> types.Batch:

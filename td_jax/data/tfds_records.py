@@ -90,7 +90,7 @@ def _parse(
 class _ArrayRecords:
   """A `dataset.Reader` of array_record files, which allow random access."""
 
-  any_kind = False
+  any_kind, labels = False, None
 
   def __init__(
     self, paths: Sequence[str], sizes: Sequence[int], keys: Sequence[str]
@@ -125,7 +125,7 @@ class _TFRecords:
   Whole files stay in memory: those in use and those that are needed next.
   """
 
-  any_kind = False
+  any_kind, labels = False, None
   _THREADS = 8  # Files that load at the same time.
   _BUFFER = 8 << 20  # Bytes of one read; large ones suit buckets.
 

@@ -15,6 +15,7 @@ from flax import linen as nn
 from td_jax import errors
 from td_jax import types
 from td_jax.configs import allowed
+from td_jax.models import footprint
 from td_jax.models import given
 from td_jax.models import mlp
 from td_jax.models import pretrained
@@ -24,6 +25,16 @@ from td_jax.models import vit
 
 INITS = tuple(students.INITS)  # Values of config.student_init.
 HEADS = ('zeros', 'probe')  # Values of config.student_head.
+
+
+class Published(NamedTuple):
+  """What can be done with the published weights of a network, by their path."""
+
+  load: Callable[..., pretrained.Teacher]
+  # What they say of themselves.
+  describe: Callable[[str], pretrained.Description]
+  # (path, settings): raises a ConfigError if they are of another network.
+  check: Callable[[str, Mapping[str, Any]], None]
 
 
 class Architecture(NamedTuple):
@@ -37,10 +48,10 @@ class Architecture(NamedTuple):
   check: Callable[[str, Any, Mapping[str, Any]], None]
   # (settings, inputs) -> the token axes of its states, () or (t,).
   tokens: Callable[[Any, Mapping[str, Any]], tuple[int, ...]]
-  # Loads published weights, if somebody publishes any for this network.
-  load_published: Callable[..., pretrained.Teacher] | None = None
-  # path -> what published weights say of themselves.
-  describe: Callable[[str], pretrained.Description] | None = None
+  # (settings, inputs) -> the least memory that the network takes.
+  footprint: Callable[[Any, Mapping[str, Any]], footprint.Footprint]
+  # None if nobody publishes weights of this network.
+  published: Published | None = None
   # Initialises a student with layers of its teacher, see `students`.
   initialise: Callable[..., Mapping[str, Any]] | None = None
   # (kind, settings, settings of the teacher): raises a ConfigError if they cannot be
@@ -49,15 +60,30 @@ class Architecture(NamedTuple):
 
 
 NETWORKS: dict[str, Architecture] = {
-  'given': Architecture(given.Given, given.ALLOWED, given.check, given.tokens),
-  'mlp': Architecture(mlp.MLP, mlp.ALLOWED, mlp.check, mlp.tokens),
+  'given': Architecture(
+    given.Given,
+    given.ALLOWED,
+    given.check,
+    given.tokens,
+    # Only the caller knows the module.
+    footprint=lambda settings, inputs: footprint.Footprint(),
+  ),
+  'mlp': Architecture(
+    mlp.MLP,
+    mlp.ALLOWED,
+    mlp.check,
+    mlp.tokens,
+    footprint=lambda settings, inputs: footprint.mlp(settings),
+  ),
   'vit': Architecture(
     vit.ViT,
     vit.OPEN,
     vit.check,
     vit.token_axes,
-    load_published=pretrained.load,
-    describe=pretrained.describe,
+    footprint=lambda settings, inputs: footprint.vit(
+      settings, *vit.token_axes(settings, inputs)
+    ),
+    published=Published(pretrained.load, pretrained.describe, pretrained.check),
     initialise=students.initialise,
     check_copy=students.check,
   ),
@@ -123,6 +149,29 @@ def check_copy(config: types.Config, teacher: types.Config) -> None:
       "config.student_init='random', or another teacher."
     )
   check(config.student_init, config.model, teacher)
+
+
+def published_reader(config: types.Config) -> tuple[Published, dict[str, Any]]:
+  """How published weights of a teacher are read, and what a config says of them.
+
+  Args:
+    config: A whole config, whose `teacher.checkpoint` is published weights.
+
+  Returns:
+    How the weights are read, and the settings that they must have.
+
+  Raises:
+    errors.ConfigError: Nobody publishes weights of this network.
+  """
+  network = config.teacher.model
+  found = NETWORKS[network.name].published
+  if found is None:
+    raise errors.ConfigError(
+      f'config.teacher.checkpoint is {config.teacher.checkpoint!r}, which holds '
+      f'published weights, but config.teacher.model.name is {network.name!r}, which '
+      'cannot load any; name the folder of a run.'
+    )
+  return found, {key: network[key] for key in network if key != 'name'}
 
 
 def build(config: types.Config, from_data: Mapping[str, Any]) -> nn.Module:

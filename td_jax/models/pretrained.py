@@ -151,6 +151,40 @@ def load(
     return _load(stored, layout, image_size, classes, expected)
 
 
+def check(path: str, expected: Mapping[str, Any]) -> None:
+  """Compares the config.json beside weights with what a config declares.
+
+  It is for weights that `load` reads later, and reads none of them. A .npz has no
+  config.json, and a remote file would be fetched twice: `load` compares these.
+
+  Args:
+    path: As for `load`.
+    expected: As for `load`.
+
+  Raises:
+    errors.ConfigError: They are of another network.
+    errors.DataError: As for `load`.
+  """
+  if path.endswith('.npz') or '://' in path:
+    return
+  with _opened(path, expected.get('position')) as (_, layout):
+    wrong = _contradictions(layout.settings, expected)
+  if not wrong:
+    return
+  declared, stored = (
+    ', '.join(f'{field}={settings[field]!r}' for field in wrong)
+    for settings in (expected, layout.settings)
+  )
+  mend = ' '.join(
+    f'--config.teacher.model.{field}={layout.settings[field]}'
+    for field in wrong
+  )
+  raise errors.ConfigError(
+    f'config.teacher.model has {declared}, but {layout.source} has {stored}; name '
+    f'other weights in config.teacher.checkpoint, or set {mend}.'
+  )
+
+
 class Description(NamedTuple):
   """What published weights say of themselves."""
 
@@ -278,22 +312,29 @@ def _check(
     )
   # Leaves are compared with the expected settings, not with the file's own:
   # the message then names the first leaf that contradicts them.
-  wanted = settings | {
+  wrong = _contradictions(settings, expected)
+  leaves = _match_leaves(stored, layout, settings | wrong, image_size)
+  # Settings such as `gelu` and `eps` change no leaf.
+  for field, value in wrong.items():
+    raise errors.DataError(
+      f'{layout.source}: {field} is {settings[field]!r}, and {value!r} is '
+      'expected; correct the config, or take other weights.'
+    )
+  return leaves
+
+
+def _contradictions(
+  settings: Mapping[str, Any], expected: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Those of the expected settings that differ from the stored ones."""
+  return {
     field: value
     for field, value in expected.items()
     if field in settings
     and field != 'classes'
     and (field, value) != ('pre_logits_width', 0)
+    and value != settings[field]
   }
-  leaves = _match_leaves(stored, layout, wanted, image_size)
-  # Settings such as `gelu` and `eps` change no leaf.
-  for field, value in wanted.items():
-    if value != settings[field]:
-      raise errors.DataError(
-        f'{layout.source}: {field} is {settings[field]!r}, and {value!r} is '
-        'expected; correct the config, or take other weights.'
-      )
-  return leaves
 
 
 def _match_leaves(

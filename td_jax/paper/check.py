@@ -5,6 +5,11 @@
 Writes paper_check.md from `numbers.py` alone; none of our results enter.
 """
 
+if __name__ == '__main__':
+  from td_jax.run import process
+
+  process.watch()  # Hears signals before the imports that take time.
+
 import argparse
 
 from td_jax import types
@@ -13,6 +18,7 @@ from td_jax.paper import check_claims
 from td_jax.paper import check_counts
 from td_jax.paper import check_improvements
 from td_jax.run import command_line
+from td_jax.run import terminal
 from td_jax.storage import files
 
 # In the order of the report; their findings are gathered at its end.
@@ -50,7 +56,7 @@ def _command(args: argparse.Namespace, log: types.Log) -> None:
   del log  # The report takes a second.
   text = report()
   files.write_atomically(args.results / 'paper_check.md', text)
-  print(text)
+  terminal.show(text)
 
 
 def main() -> None:

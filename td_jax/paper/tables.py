@@ -14,6 +14,11 @@ results/images.jsonl. Each table is rendered from them to results/tableN.md and
 results/tableN.png, and a summary of table 3 goes into docs/results.md.
 """
 
+if __name__ == '__main__':
+  from td_jax.run import process
+
+  process.watch()  # Hears signals before the imports that take time.
+
 import argparse
 import collections
 from collections.abc import Iterable
@@ -37,7 +42,9 @@ from td_jax.run import command_line
 from td_jax.run import environment
 from td_jax.run import pipeline
 from td_jax.run import preemption
+from td_jax.run import process
 from td_jax.run import results as results_lib
+from td_jax.run import terminal
 from td_jax.storage import files
 from td_jax.storage import results_log
 
@@ -112,10 +119,11 @@ def run(
           log=log,
         )
       )
-      results_log.append(
-        results / f'{domain}.jsonl',
-        _shared_fields(outcome) | {'row': row, 'column': column},
-      )
+      with watch.saving():
+        results_log.append(
+          results / f'{domain}.jsonl',
+          _shared_fields(outcome) | {'row': row, 'column': column},
+        )
     left = len(_missing(cells, results, seeds))
     pace = (time.monotonic() - began) / (len(missing) - left)
     score = outcome['test']
@@ -217,7 +225,7 @@ def _render(names: Iterable[str], results: pathlib.Path) -> None:
   for name in names:
     text = markdown.table(name, cells)
     files.write_atomically(results / f'table{name}.md', text)
-    print(text)
+    terminal.show(text)
     if name not in table_specs.TABLES:
       continue
     spec = table_specs.TABLES[name]
@@ -228,7 +236,7 @@ def _render(names: Iterable[str], results: pathlib.Path) -> None:
     if name == '3' and page:
       short = markdown.summary(cells)
       markdown.insert(page, 'table 3 summary', short)
-      print(short)
+      terminal.show(short)
 
 
 def _command(args: argparse.Namespace, log: types.Log) -> None:
@@ -248,7 +256,7 @@ def _command(args: argparse.Namespace, log: types.Log) -> None:
       seeds=args.seeds,
       rows=args.row,
       teacher=args.teacher,
-      watch=preemption.Watch(),
+      watch=process.watch(),
       log=log,
     )
   _render(names, args.results)

@@ -17,6 +17,11 @@ of results/search.jsonl or results/search_images.jsonl and is not run again;
 several processes share the trials. The test split is never scored.
 """
 
+if __name__ == '__main__':
+  from td_jax.run import process
+
+  process.watch()  # Hears signals before the imports that take time.
+
 import argparse
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -38,8 +43,10 @@ from td_jax.paper import tables
 from td_jax.run import command_line
 from td_jax.run import pipeline
 from td_jax.run import preemption
+from td_jax.run import process
 from td_jax.run import saved
 from td_jax.run import scores as scores_lib
+from td_jax.run import terminal
 from td_jax.storage import files
 from td_jax.storage import results_log
 from td_jax.training import statistics
@@ -158,6 +165,7 @@ def run(
   """
   tables.begin(workdir, results)
   locks, file = workdir / 'tune', results / FILES[domain]
+  watch.finished_work = f'the finished trials are in {file}'
   locks.mkdir(parents=True, exist_ok=True)
   for what, column, settings in _planned(domain, chosen, count, file, locks):
     with results_log.lock(locks / _name(what, column, settings)) as acquired:
@@ -193,7 +201,8 @@ def run(
         'column': column,
         'settings': settings,
       } | outcome
-      results_log.append(file, row)
+      with watch.saving():
+        results_log.append(file, row)
     mean = row['validation']['mean']
     log(f'{what} {column} {settings}: {mean:.5f}, {row["seconds"]:.0f} s')
 
@@ -358,12 +367,14 @@ def _command(args: argparse.Namespace, log: types.Log) -> None:
       count=args.trials,
       seeds=args.seeds,
       teacher=args.teacher,
-      watch=preemption.Watch(),
+      watch=process.watch(),
       log=log,
     )
   rows = results_log.read(args.results / FILES[args.domain])
   for what, (settings, score, count) in best(rows).items():
-    print(f'{what}: {score:.5f}, best of {count}: {json.dumps(settings)}')
+    terminal.show(
+      f'{what}: {score:.5f}, best of {count}: {json.dumps(settings)}'
+    )
 
 
 def main() -> None:

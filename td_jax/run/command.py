@@ -1,11 +1,8 @@
 """The front of every command: flags, one-line errors and exit codes."""
 
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Sequence
-import contextlib
 import difflib
-import functools
 import logging as python_logging
 import pathlib
 import re
@@ -13,7 +10,6 @@ import sys
 import traceback
 from typing import Any
 from typing import NoReturn
-from typing import TextIO
 
 from absl import flags
 from absl import logging
@@ -21,17 +17,9 @@ from ml_collections import config_flags
 
 from td_jax import configs
 from td_jax import errors
+from td_jax.run import terminal
 
 _HELP = ('help', 'helpfull', 'helpshort', 'h')
-
-
-def say(line: str) -> None:
-  """Prints a line for the person who watches; stdout is for results."""
-  if sys.stderr is None:  # Closed, as by 2>&-. print would take stdout.
-    return
-  # Nobody watches a stderr that is full: the work matters more.
-  with contextlib.suppress(OSError):
-    print(line, file=sys.stderr, flush=True)
 
 
 def run(main: Callable[[], Any]) -> None:
@@ -43,49 +31,7 @@ def run(main: Callable[[], Any]) -> None:
     logging.get_absl_logger().disabled = True
     python_logging.getLogger('asyncio').disabled = True
     sys.unraisablehook = lambda unraisable: None
-  exit_on_error(functools.partial(_with_output, main))
-
-
-def _with_output(main: Callable[[], Any]) -> None:
-  """Runs `main`; what it prints arrives, or an error says that it does not."""
-  if sys.stdout is None:  # Closed, as by >&-. print does nothing then.
-    main()
-    return
-  output: Any = _Output(sys.stdout)
-  with contextlib.redirect_stdout(output):
-    main()
-    output.flush()
-
-
-class _Output:
-  """stdout, whose failures are errors of one line."""
-
-  def __init__(self, stream: TextIO):
-    self._stream = stream
-
-  def __getattr__(self, name: str) -> Any:
-    return getattr(self._stream, name)
-
-  def write(self, text: str) -> int:
-    """As `TextIO.write`."""
-    with _output_errors():
-      return self._stream.write(text)
-
-  def flush(self) -> None:
-    """As `TextIO.flush`."""
-    with _output_errors():
-      self._stream.flush()
-
-
-@contextlib.contextmanager
-def _output_errors() -> Iterator[None]:
-  try:
-    yield
-  except OSError as e:
-    raise errors.IOFailedError(
-      f'stdout cannot be written ({e.strerror}). What was saved is safe: --mode=eval '
-      'prints the scores of a run again.'
-    ) from e
+  exit_on_error(main)
 
 
 def exit_on_error(main: Callable[[], Any]) -> None:
@@ -113,7 +59,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
   name; anything that ends in .py is the path of a config file.
   """
   if any(word.lstrip('-') in _HELP for word in argv[1:]):
-    print(_help(), flush=True)
+    terminal.show(_help())
     sys.exit(0)  # absl exits with 1, although nothing went wrong.
   try:
     rest = flags.FLAGS(_with_config_path(argv))
@@ -166,8 +112,8 @@ def config(value: str, overrides: Sequence[str]) -> Any:
 def stop(error: Exception, message: str, code: int) -> NoReturn:
   """Prints an error in one line and exits."""
   if _debug():
-    traceback.print_exception(error)
-  say(f'error: {" ".join(message.split())}')
+    terminal.say(''.join(traceback.format_exception(error)).rstrip())
+  terminal.say(f'error: {" ".join(message.split())}')
   sys.exit(code)
 
 

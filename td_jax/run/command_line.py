@@ -5,6 +5,7 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import os
 import pathlib
+from typing import Any
 from typing import NoReturn
 
 from absl import logging
@@ -12,6 +13,8 @@ from absl import logging
 from td_jax import errors
 from td_jax import types
 from td_jax.run import command
+from td_jax.run import process
+from td_jax.run import terminal
 
 
 def parser(
@@ -63,6 +66,11 @@ def positive(text: str) -> int:
 class Parser(argparse.ArgumentParser):
   """A parser whose errors are one line."""
 
+  def print_help(self, file: Any = None) -> None:
+    """As every result: a stdout that cannot be written is an error."""
+    del file  # argparse passes none.
+    terminal.show(self.format_help().rstrip())
+
   def error(self, message: str) -> NoReturn:
     """Raises a ConfigError in place of printing the usage."""
     raise errors.ConfigError(
@@ -88,4 +96,5 @@ def run(
   # argparse and not absl, whose flags are global: these commands import each
   # other.
   logging.set_verbosity(logging.WARNING)
-  command.exit_on_error(lambda: body(parser.parse_args(argv), command.say))
+  with process.watch():
+    command.exit_on_error(lambda: body(parser.parse_args(argv), terminal.say))

@@ -93,9 +93,8 @@ def _stored(
   """(settings of the teacher's network, scale of its images if known)."""
   folder = config.teacher.checkpoint
   if pretrained.is_published(folder):
-    describe = models.NETWORKS[config.teacher.model.name].describe
-    assert describe is not None  # Configs with `as_stored` have ViTs.
-    settings, scale = describe(folder)
+    reader, _ = models.published_reader(config)
+    settings, scale = reader.describe(folder)
   else:
     if not (paths.as_path(folder) / workdir.CONFIG).exists():
       if folder.endswith('.py'):

@@ -27,8 +27,14 @@ _BLOCKS = {
   'get_config': ('',),
   'config': ('',),
 }
-# Blocks of `data` that are those of one domain.
-_OF_DOMAIN = {'images': 'images', 'table': 'table'}
+# Blocks that not every domain has.
+_TABLES = ('movielens', 'table')
+_OF_DOMAINS = {
+  'images': ('images',),
+  'table': ('table',),
+  'vit': ('images',),
+  'mlp': _TABLES,
+}
 _FILES = ('common', 'table_common', 'movielens')
 _WIDTH = 40  # Of a setting before its comment, at least.
 
@@ -62,7 +68,7 @@ def comments(domain: str) -> dict[str, str]:
     if name == 'movielens' != domain:
       continue
     for function, key, comment in _declared(file.read_text()):
-      if function in _OF_DOMAIN and _OF_DOMAIN[function] != domain:
+      if domain not in _OF_DOMAINS.get(function, (domain,)):
         continue
       for prefix in _BLOCKS.get(function, ()):
         found.setdefault(prefix + key, comment)

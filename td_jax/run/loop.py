@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
+import functools
 import time
 from typing import Any
 
@@ -25,6 +26,7 @@ from td_jax.storage import checkpoint
 from td_jax.training import metrics
 from td_jax.training import step as step_lib
 
+_LONG_DISPATCH = 1.0  # Seconds, beside which the host's work hardly counts.
 _Metrics = dict[str, np.ndarray]  # Leaves [steps, seeds].
 _Row = dict[str, np.ndarray]  # Leaves [seeds].
 # (state, row) -> (state with the best students updated, row with the scores)
@@ -100,8 +102,9 @@ def train(
         },
       )
 
+    settle = functools.partial(_settle, checkpoints, folder.path)
+    stack.enter_context(watch.settling(settle))
     row_time = time.monotonic()
-    watch.state = f'the last save is of step {start} in {folder.path}'
     for step, stop in _dispatches(start, config):
       profiler.before(step, stop)
       state, step_metrics = experiment.train(
@@ -129,12 +132,20 @@ def train(
           save(stop, state)
           if stopping:
             checkpoints.wait()
-        watch.state = f'the last save is of step {stop} in {folder.path}'
       if stopping:
         watch.stop(f'saved step {stop} in {folder.path}')
     # The last save must be on disk before the results say that all is done.
-    checkpoints.wait()
+    with watch.saving():
+      watch.state = settle()
     return state, time.monotonic() - start_time
+
+
+def _settle(checkpoints: checkpoint.Checkpoints, path: types.Path) -> str:
+  """Waits for a save that is being written; returns what is safe then."""
+  step = checkpoints.latest()
+  if step is None:
+    return preemption.NOTHING
+  return f'the last save is of step {step} in {path}'
 
 
 class _History:
@@ -147,15 +158,20 @@ class _History:
   def __init__(self, pending: _Metrics, latest: Callable[[], int | None]):
     self._pending, self._latest = pending, latest
     self._on_devices: list[Any] = []
+    self._last_add = time.monotonic()
 
   def add(self, step_metrics: types.Metrics) -> None:
     """Adds the metrics of a dispatch, and waits for the one before the last.
 
-    Two keep the devices busy; more would delay the answer to a signal.
+    Two keep the devices busy; more would delay the answer to a signal. So would a
+    second one where a dispatch takes long: then it waits for the one it adds.
     """
     self._on_devices.append(step_metrics)
-    if len(self._on_devices) > 2:
-      jax.block_until_ready(self._on_devices[-3])
+    now = time.monotonic()
+    wait_for = 1 if now - self._last_add > _LONG_DISPATCH else 3
+    self._last_add = now
+    if len(self._on_devices) >= wait_for:
+      jax.block_until_ready(self._on_devices[-wait_for])
 
   def fetch(self, stop: int) -> None:
     """Waits for all dispatches up to step `stop` and checks their metrics.

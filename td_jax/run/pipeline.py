@@ -14,6 +14,7 @@ from td_jax.data import task as task_lib
 from td_jax.run import config as config_lib
 from td_jax.run import experiment as experiment_lib
 from td_jax.run import loop
+from td_jax.run import memory
 from td_jax.run import plan as plan_lib
 from td_jax.run import preemption
 from td_jax.run import profile as profile_lib
@@ -63,6 +64,7 @@ def execute(
   profile: profile_lib.Steps | None = None,
 ) -> dict[str, Any]:
   """Runs all stages of a plan; returns the results of the last."""
+  watch.will_save()
   *_, final = plan.stages
   domain = data.DOMAINS[final.config.domain]
   results: dict[str, dict[str, Any]] = {}
@@ -80,8 +82,9 @@ def execute(
       dataset = domain.read(final.config, log=log)
     final_task = domain.task(final.config, dataset)
     class_counts.report(final_task, log)
+    memory.check_cache(final.config, final_task, plan.parallel, plan.teacher)
     top.claim(final.config)
-    watch.check('nothing to save yet')
+    watch.check()
     for stage in plan.stages:
       if stage is final:
         folder, task = top, final_task
@@ -90,7 +93,7 @@ def execute(
         folder = lock(plan.path / stage.folder)
         task = domain.task(stage.config, dataset)
         folder.claim(stage.config)
-        watch.check('nothing to save yet')
+        watch.check()
       stage_results = _train(
         plan,
         stage,
@@ -104,9 +107,8 @@ def execute(
         selection = results[stage.selection]
         stage_results = results_lib.with_validation(stage_results, selection)
         stage_results['seconds'] += selection['seconds']
-      if stage is final:
-        watch.finish()
-      folder.write(results_lib.FILE, stage_results)
+      with watch.saving():
+        folder.write(results_lib.FILE, stage_results)
       results[stage.folder] = stage_results
   return results[final.folder]
 
@@ -265,7 +267,7 @@ def _evaluate(
   results = results_lib.read(path)
   students = saved.load(path, task)
   log(f'evaluating {path}, checkpoint of step {students.step}')
-  watch.check('nothing to save')
+  watch.check()
   teachers = {
     name: teachers_lib.load(
       config, task, path=path, folder=teacher['folder'], log=log
@@ -280,5 +282,5 @@ def _evaluate(
     teachers=teachers,
     parallel=parallel,
   )
-  watch.check('nothing to save')
+  watch.check()
   return {**results, **new_scores}

@@ -44,6 +44,8 @@ class Plan(NamedTuple):
   path: types.Path
   stages: tuple[Stage, ...]
   parallel: parallel_lib.Parallel
+  # The settings of the teacher's network; None if there is none of ours.
+  teacher: types.Config | None = None
 
 
 def make(
@@ -61,19 +63,21 @@ def make(
   config = resolved(config, log=log)
   parallel = devices(config)
   stages: list[Stage] = []
-  teachers = {}
+  teachers, network = {}, None
   for name in config_lib.teacher_names(config):
     given = config_lib.given_teacher(config)
     if given:
       teachers[name] = given
       if not config_lib.has_own_teacher(config):
         _check_teacher(config, given, log)
-        models.check_copy(config, _network(config, given))
+        network = _network(config, given)
     else:
-      models.check_copy(config, config.teacher.model)
+      network = config.teacher.model
       teachers[name] = name
       if not (path / name / results.FILE).exists():
         stages += _refitted(name, config_lib.as_teacher(config), {})
+    if network is not None:
+      models.check_copy(config, network)
   before_refit = {}
   if config.score_before_refit or not config.refit_on_validation:
     before_refit = {
@@ -91,8 +95,8 @@ def make(
     field = 'config.teacher.batch_size' if own else 'config.batch_size'
     parallel.check_batch_size(stage.config.batch_size, field)
     if not stage.folder.endswith(SELECTION):  # Else it is as its refit.
-      memory.check(stage.config, parallel)
-  return Plan(path, tuple(stages), parallel)
+      memory.check(stage.config, parallel, network if stage.teachers else None)
+  return Plan(path, tuple(stages), parallel, network)
 
 
 def resolved(config: types.Config, *, log: types.Log) -> types.Config:
@@ -105,7 +109,18 @@ def resolved(config: types.Config, *, log: types.Log) -> types.Config:
   config_lib.validate(config)
   if config.method == types.TEACHER:
     # The run is then that of the teacher's own recipe.
-    return config_lib.as_teacher(config)
+    own = config_lib.as_teacher(config)
+    dropped = [
+      change
+      for change in config_lib.difference(config.to_dict(), own)
+      if change.startswith('data.')
+    ]
+    if dropped:
+      log(
+        'a teacher learns from all examples that have a label, so this run changes '
+        f'{"; ".join(dropped)}'
+      )
+    return own
   if config.data.unlabelled.source != 'none' and not methods.uses_unlabelled(
     config
   ):
@@ -132,6 +147,8 @@ def _network(config: types.Config, folder: str) -> types.Config:
 def _check_teacher(config: types.Config, folder: str, log: types.Log) -> None:
   """Raises an error if a folder holds no teacher, or not the expected one."""
   if pretrained.is_published(folder):
+    reader, expected = models.published_reader(config)
+    reader.check(folder, expected)
     return
   if not (paths.as_path(folder) / workdir.CONFIG).exists():
     raise errors.DataError(

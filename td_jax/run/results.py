@@ -11,6 +11,7 @@ from td_jax.data import task as task_lib
 from td_jax.run import config as config_lib
 from td_jax.run import environment
 from td_jax.storage import files
+from td_jax.storage import schema
 from td_jax.training import metrics
 from td_jax.training import step as step_lib
 
@@ -103,17 +104,10 @@ def read(folder: types.Path) -> dict[str, Any]:
     errors.DataError: There are none, or the file is damaged.
   """
   file = folder / FILE
-  found = files.read_json(file, _FORM, upgrade=upgraded)
-  splits = [name for name in ('validation', 'test') if name in found]
-  scores = dict.fromkeys(splits, float)
-  form = dict.fromkeys(splits, _SCORE) | {
-    'baselines': {'*': scores},
-    'teachers': {'*': {'folder': str} | scores},
-  }
-  found = files.read_json(file, form, upgrade=upgraded)
+  found = files.read_json(file, upgrade=_checked)
   seeds = {
     len(found['seeds']),
-    *(len(found[name]['per_seed']) for name in splits),
+    *(len(found[name]['per_seed']) for name in _splits(found)),
   }
   if len(seeds) > 1 or 0 in seeds or found['metric'] not in metrics.METRICS:
     raise errors.DataError(
@@ -121,6 +115,30 @@ def read(folder: types.Path) -> dict[str, Any]:
       f'{found["metric"]!r} and the scores of {max(seeds)} students.'
     )
   return found
+
+
+def _checked(results: Mapping[str, Any]) -> dict[str, Any]:
+  """Results of any version in the present form.
+
+  Raises:
+    ValueError: A key is missing or has a wrong value.
+  """
+  found = schema.check(upgraded(results), _FORM)
+  # Every network is scored on the same splits.
+  scores = dict.fromkeys(_splits(found), float)
+  return schema.check(
+    found,
+    dict.fromkeys(scores, _SCORE)
+    | {
+      'baselines': {'*': scores},
+      'teachers': {'*': {'folder': str} | scores},
+    },
+  )
+
+
+def _splits(results: Mapping[str, Any]) -> list[str]:
+  """The splits that a run was scored on."""
+  return [name for name in ('validation', 'test') if name in results]
 
 
 def upgraded(results: Mapping[str, Any]) -> dict[str, Any]:

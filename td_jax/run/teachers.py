@@ -23,6 +23,7 @@ from td_jax import models
 from td_jax import types
 from td_jax.configs import common
 from td_jax.data import answers
+from td_jax.data import class_counts
 from td_jax.data import feed as feed_lib
 from td_jax.data import task as task_lib
 from td_jax.models import class_names
@@ -84,14 +85,7 @@ def load(
     first = jax.tree.map(lambda leaf: leaf[0], run.variables)
     return Teacher(run.model, first, folder)
   settings = config.teacher.model
-  load_published = models.NETWORKS[settings.name].load_published
-  if load_published is None:
-    raise errors.ConfigError(
-      f'config.teacher.checkpoint is {folder!r}, which holds published '
-      f'weights, but config.teacher.model.name is {settings.name!r}, which '
-      'cannot load any; name the folder of a run.'
-    )
-  variables = _published(config, task, folder, load_published, log)
+  variables = _published(config, task, folder, log)
   model = models.build(settings, task.model_args)
   facts = [settings.to_dict(), config.teacher.head]
   cache, shared = _caches(config, task, variables, facts, path=path, log=log)
@@ -282,16 +276,16 @@ def _published(
   config: types.Config,
   task: task_lib.Task,
   folder: str,
-  load_published: Any,
   log: types.Log,
 ) -> types.PyTree:
   """The variables of published weights, with a head for the task's classes."""
-  settings, classes = config.teacher.model, task.model_args['classes']
-  published = load_published(
+  reader, expected = models.published_reader(config)
+  classes = task.model_args['classes']
+  published = reader.load(
     folder,
     image_size=config.data.size,
     classes=None if config.teacher.head == 'stored' else classes,
-    expected={key: settings[key] for key in settings if key != 'name'},
+    expected=expected,
   )
   stored = published.settings['classes']
   if stored != classes:
@@ -379,10 +373,13 @@ def fit_head(
 
   assert task.validation is not None  # Only MovieLens merges its validation.
   log(f'fitting a linear head to {name}, once')
+  validation = features(task.validation)
+  if class_counts.known(task.validation) is None:
+    class_counts.warn(task, 'validation', validation[1], log)
   kernel, bias, report = probe.fit(
     *features(task.train),
     classes=task.model_args['classes'],
-    validation=features(task.validation),
+    validation=validation,
     log=log,
   )
   log(

@@ -32,6 +32,8 @@ from td_jax.run import metrics_log
 from td_jax.run import pipeline
 from td_jax.run import plan
 from td_jax.run import preemption
+from td_jax.run import process
+from td_jax.run import terminal
 from td_jax.run import workdir as workdir_lib
 from td_jax.storage import files
 from td_jax.study import finished as finished_lib
@@ -278,13 +280,15 @@ def _command(
     workdir_lib.default(f'compare-{found[names[0]].name}')
   )
   log(f'workdir {folder}')
+  watch = process.watch()
+  watch.workdir = str(folder)  # A new one each time, unless it is given.
   compile_cache.enable()
-  runs = run(found, folder, watch=preemption.Watch(), log=log)
+  runs = run(found, folder, watch=watch, log=log)
   text = page(runs)
   files.write_atomically(folder / 'compare.md', text)
   first = runs[names[0]]
   draw(runs, curves(folder, names, first['metric']), folder / 'compare.png')
-  print(text, flush=True)
+  terminal.show(text)
   log(f'the table is in {folder}/compare.md, the curves in compare.png')
 
 

@@ -10,6 +10,11 @@ results/conversation_ratings*.jsonl and conversation_images*.jsonl; what is ther
 run again, and several processes share the work.
 """
 
+if __name__ == '__main__':
+  from td_jax.run import process
+
+  process.watch()  # Hears signals before the imports that take time.
+
 from collections.abc import Mapping
 import pathlib
 

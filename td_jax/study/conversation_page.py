@@ -10,6 +10,7 @@ import numpy as np
 
 from td_jax.paper import cells as cells_lib
 from td_jax.paper import figures
+from td_jax.run import terminal
 from td_jax.storage import files
 from td_jax.study import conversation_images
 from td_jax.study import conversation_ratings
@@ -72,7 +73,7 @@ def render(cells: Cells, results: pathlib.Path) -> None:
   findings = results / 'conversation_findings.md'
   text = page(cells, findings.read_text() if findings.exists() else '')
   files.write_atomically(results / 'conversation.md', text)
-  print(text)
+  terminal.show(text)
   gains = {
     section.title: found
     for section in _SECTIONS

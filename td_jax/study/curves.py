@@ -9,6 +9,11 @@ The finished curves are rows of results/curves.jsonl and are not run again;
 results/curves.md and curves.png show them. Several processes share the work.
 """
 
+if __name__ == '__main__':
+  from td_jax.run import process
+
+  process.watch()  # Hears signals before the imports that take time.
+
 import argparse
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -27,6 +32,8 @@ from td_jax.paper import figures
 from td_jax.paper import tables
 from td_jax.run import command_line
 from td_jax.run import preemption
+from td_jax.run import process
+from td_jax.run import terminal
 from td_jax.storage import files
 from td_jax.storage import results_log
 from td_jax.study import finished as finished_lib
@@ -151,6 +158,7 @@ def run(
     train,
     title=lambda key: key['recipe'],
     workdir=workdir,
+    watch=watch,
     log=log,
   )
 
@@ -253,7 +261,7 @@ def _command(args: argparse.Namespace, log: types.Log) -> None:
       recipes=args.recipe or RECIPES,
       teacher=args.teacher,
       seeds=args.seeds,
-      watch=preemption.Watch(),
+      watch=process.watch(),
       log=log,
     )
   found = results_log.read(args.results / f'{NAME}.jsonl')
@@ -262,7 +270,7 @@ def _command(args: argparse.Namespace, log: types.Log) -> None:
   rows = {name: by_name[name] for name in RECIPES if name in by_name}
   text = page(rows)
   files.write_atomically(args.results / f'{NAME}.md', text)
-  print(text)
+  terminal.show(text)
   draw(rows, args.results / f'{NAME}.png')
 
 

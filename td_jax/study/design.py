@@ -23,6 +23,7 @@ from td_jax.paper import tables
 from td_jax.run import command_line
 from td_jax.run import pipeline
 from td_jax.run import preemption
+from td_jax.run import process
 from td_jax.storage import results_log
 from td_jax.study import work as work_lib
 
@@ -254,6 +255,7 @@ class Study:
       run,
       title=self._title,
       workdir=self._workdir,
+      watch=self._watch,
       log=self._log,
     )
 
@@ -319,7 +321,7 @@ def run(
         args.workdir,
         args.results,
         teacher=args.teacher,
-        watch=preemption.Watch(),
+        watch=process.watch(),
         log=log,
       )
       study.search(trials=design.TRIALS, seeds=design.TRIAL_SEEDS)

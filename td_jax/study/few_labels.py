@@ -15,6 +15,11 @@ few_images.jsonl. What is there is not run again, and several processes share th
 work: start one for each core (`taskset -c 0 python -m ... &`).
 """
 
+if __name__ == '__main__':
+  from td_jax.run import process
+
+  process.watch()  # Hears signals before the imports that take time.
+
 from collections.abc import Mapping
 import pathlib
 

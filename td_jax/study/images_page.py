@@ -7,6 +7,7 @@ from typing import Any
 
 from td_jax.paper import cells as cells_lib
 from td_jax.paper import figures
+from td_jax.run import terminal
 from td_jax.storage import files
 from td_jax.study import finished as finished_lib
 from td_jax.study import images
@@ -40,7 +41,7 @@ def render(rows: Sequence[Mapping[str, Any]], results: pathlib.Path) -> None:
   }
   text = page(datasets)
   files.write_atomically(results / 'few_images.md', text)
-  print(text)
+  terminal.show(text)
   if any(_lines(finished, 'test') for finished in datasets.values()):
     draw(datasets, results / 'few_images.png')
 

@@ -16,6 +16,7 @@ import numpy as np
 from td_jax.paper import cells as cells_lib
 from td_jax.paper import figures
 from td_jax.paper import markdown
+from td_jax.run import terminal
 from td_jax.storage import files
 from td_jax.study import finished as finished_lib
 from td_jax.study import ratings
@@ -43,7 +44,7 @@ def render(rows: Sequence[Mapping[str, Any]], results: pathlib.Path) -> None:
   finished = finished_lib.Finished(rows, ratings, ratings.COLUMNS)
   text = page(finished)
   files.write_atomically(results / 'few_labels.md', text)
-  print(text)
+  terminal.show(text)
   small = headline(finished)
   if small and results.resolve() == _ROOT / 'results':
     for name in ('README.md', 'docs/when-it-pays.md'):

@@ -30,6 +30,7 @@ def run_all(
   *,
   title: Callable[[Key], str],
   workdir: pathlib.Path,
+  watch: preemption.Watch,
   log: types.Log,
 ) -> None:
   """Runs the part of `work` that `file` lacks, and appends each outcome.
@@ -41,8 +42,10 @@ def run_all(
     run: Returns the outcome of a piece, with its mean under `validation`.
     title: Names a piece in progress lines.
     workdir: Holds the locks, in a folder called `what`.
+    watch: Tells where the finished work is; no signal tears a row of it.
     log: Receives progress lines.
   """
+  watch.finished_work = f'the finished {what} are in {file}'
   locks = workdir / what
   locks.mkdir(exist_ok=True)
   began, first = time.monotonic(), len(left(work, file))
@@ -57,7 +60,8 @@ def run_all(
       if not acquired or not left([key], file):
         continue
       outcome = run(key)
-      results_log.append(file, key | outcome)
+      with watch.saving():
+        results_log.append(file, key | outcome)
     remaining = len(left(work, file))
     pace = (time.monotonic() - began) / max(first - remaining, 1)
     score = outcome['validation']['mean']

@@ -22,12 +22,12 @@ from td_jax.data import arrays
 from td_jax.models import frozen
 from td_jax.models import given
 from td_jax.models import layers
-from td_jax.run import command
 from td_jax.run import config as config_lib
 from td_jax.run import config_keys
 from td_jax.run import pipeline
 from td_jax.run import preemption
 from td_jax.run import saved
+from td_jax.run import terminal
 from td_jax.storage import paths
 from td_jax.use import student as student_lib
 
@@ -109,7 +109,7 @@ def distill(
   seeds: int = 1,
   weights: Mapping[str, Any] | None = None,
   workdir: str | os.PathLike[str] = '',
-  log: types.Log | None = command.say,
+  log: types.Log | None = terminal.say,
   **settings: Any,
 ) -> Distilled:
   """Trains `student` to do a task, with the help of a frozen `teacher`.

@@ -18,6 +18,7 @@ from td_jax.models import pretrained
 from td_jax.run import command_line
 from td_jax.run import summary
 from td_jax.run import teachers
+from td_jax.run import terminal
 from td_jax.use import cost
 from td_jax.use import student as student_lib
 
@@ -67,12 +68,12 @@ def _command(args: argparse.Namespace, log: types.Log) -> None:
   device = f'on {jax.devices()[0].device_kind}'
   if pretrained.is_published(args.folder):
     title = f'{args.folder}, {args.size} pixels, {device}'
-    print(text(title, of_published(args.folder, size=args.size)))
+    terminal.show(text(title, of_published(args.folder, size=args.size)))
     return
   student = student_lib.load(args.folder)
   results = student.results
   title = f'{results["task"]}, {results["label"]}, {device}'
-  print(text(title, of_run(student)))
+  terminal.show(text(title, of_run(student)))
 
 
 def main(argv: Sequence[str]) -> None:

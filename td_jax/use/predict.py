@@ -15,7 +15,6 @@ from collections.abc import Sequence
 import csv
 import json
 import os
-import sys
 from typing import Any
 from typing import NamedTuple
 from typing import TextIO
@@ -29,6 +28,7 @@ from td_jax.data import image_folder
 from td_jax.data import table as table_lib
 from td_jax.data import table_file
 from td_jax.run import command_line
+from td_jax.run import terminal
 from td_jax.storage import files
 from td_jax.use import student as student_lib
 
@@ -251,12 +251,8 @@ def _command(args: argparse.Namespace, log: types.Log) -> None:
   predicted = rows(student, args.input, top=args.top, batch=args.batch, log=log)
   as_csv = args.out.endswith('.csv')
   if not args.out:
-    try:
-      write(predicted, sys.stdout, as_csv=False)
-      sys.stdout.flush()
-    except BrokenPipeError:
-      # The reader, such as `head`, has seen enough. Python would flush again.
-      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with terminal.results() as opened:
+      write(predicted, opened, as_csv=False)
     return
   with (
     files.io_errors(args.out),

@@ -25,6 +25,7 @@ from td_jax import types
 from td_jax.models import archive
 from td_jax.models import pretrained
 from td_jax.run import command_line
+from td_jax.run import terminal
 from td_jax.storage import files
 from td_jax.storage import wheels
 
@@ -190,11 +191,11 @@ def _tensors(
 
 def _command(args: argparse.Namespace, log: types.Log) -> None:
   if not args.get:
-    print(_WAYS, end='')
+    terminal.show(_WAYS.rstrip())
     return
   get(args.get, args.out, log=log)
   settings = pretrained.describe(str(args.out)).settings
-  print(
+  terminal.show(
     f'{args.out}: a ViT of {settings["depth"]} blocks, width '
     f'{settings["width"]}, patches of {settings["patch"]} pixels.\n'
     f'Next: td_jax --config=image_folder:data=PHOTOS,teacher={args.out}'
