@@ -165,8 +165,12 @@ _RICH = {
   'model.dropout': 0.1,
   'model.unknown_rate': 0.1,
 }
+# With the weight of DKD's other classes the task would need more steps to be learnt.
+_MILD = {'logit_std_dkd': {'distill.dkd_beta': 1.0}}
 METHOD_CASES = {
-  (name if task == 'ratings' else f'{name}, {task}'): Case(name, {}, task)
+  (name if task == 'ratings' else f'{name}, {task}'): Case(
+    name, _MILD.get(name, {}), task
+  )
   for name in methods.METHODS
   for task in TASKS
   if _allows(task, name)

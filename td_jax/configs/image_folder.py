@@ -15,7 +15,7 @@ Arguments after the colon:
   teacher: a .npz file or a folder from Hugging Face; `td_jax teacher` gets one. Or
     FILE.py:function or package.module:function, which makes one of your own.
   states: in place of a teacher, a file of its answers; docs/teachers.md.
-  method: scratch, ld, dkd, fd, fitnet, hybrid, td or td_ld.
+  method: scratch, ld, dkd, fd, fitnet, hybrid, td, td_ld or another of docs/methods.md.
   unlabelled: a further folder of images, which need no classes.
   size: side of the images in pixels, a multiple of the teacher's patch; by
     default 8 patches.

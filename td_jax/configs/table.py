@@ -13,8 +13,8 @@ Hardware: any; two CPU cores take a minute or two for 100,000 rows.
 Arguments after the colon:
   data: the file.
   target: the column that is predicted.
-  method: scratch, ld, fd, fitnet, hybrid, td, td_ld or teacher; for classes also
-    dkd.
+  method: scratch, ld, fd, fitnet, hybrid, td, td_ld, teacher or another of
+    docs/methods.md.
   by, task: a student learns the rows whose column `by` is `task`, from a teacher of
     all rows.
   runlocal: shortens the run to a few steps, to see it work.

@@ -8,7 +8,7 @@ Hardware: 4 TPU chips (v4-8); the paper's runs took less than 12 hours on them.
 Accuracy in the paper: 0.94100 (TD, k = 2), 0.93678 (from scratch).
 
 Arguments after the colon:
-  method: scratch, ld, dkd, fd, fitnet, hybrid, td or td_ld.
+  method: scratch, ld, dkd, fd, fitnet, hybrid, td, td_ld or another of docs/methods.md.
   teacher: published weights: a .npz file, or a folder from Hugging Face.
   size: side of the images in pixels, 384 or 224.
   laptop: a ViT-S/14 at 56 pixels, for a CPU.

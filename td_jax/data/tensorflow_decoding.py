@@ -66,7 +66,6 @@ class Decoder:
       images = [self._readable(image) for image in batch.images]
       return (np.array(images, object), *batch[1:])
 
-    @tf.autograph.experimental.do_not_convert
     def load(step: Any) -> tuple[Any, ...]:
       kinds = (tf.string, tf.float32, tf.int32, tf.float32)
       shapes = ([], [preprocess.DRAWS], [], [])
@@ -75,7 +74,6 @@ class Decoder:
         column.set_shape([size, *shape])
       return tuple(batch)
 
-    @tf.autograph.experimental.do_not_convert
     def decode(
       image: Any, draws: Any, label: Any, mask: Any
     ) -> tuple[Any, Any, Any]:
@@ -84,8 +82,9 @@ class Decoder:
     steps = tf.data.Dataset.range(first, stop or np.iinfo(np.int64).max)
     # Two calls at a time: one waits for a disk or a network while the other
     # copies. Decoding runs per image, on as many threads as tf.data sees fit.
-    data = steps.map(load, num_parallel_calls=2).unbatch()
-    data = data.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+    as_it_is = tf.autograph.experimental.do_not_convert
+    data = steps.map(as_it_is(load), num_parallel_calls=2).unbatch()
+    data = data.map(as_it_is(decode), num_parallel_calls=tf.data.AUTOTUNE)
     data = data.batch(size, drop_remainder=True).prefetch(decoding.AHEAD)
     return (decoding.Decoded(*batch) for batch in data.as_numpy_iterator())
 

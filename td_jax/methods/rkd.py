@@ -35,18 +35,18 @@ def rkd(*, distance: float, angle: float) -> base.Method:
         lesson.batch.mask,
       ),
     )
-    terms = {}
+    costs = {}
     if distance:
-      terms['distance'] = of_pairs(student, teacher, mask)
+      costs['distance'] = distance, of_pairs(student, teacher, mask)
     if angle:
-      terms['angle'] = of_triples(student, teacher, mask)
-    total = sum(
-      {'distance': distance, 'angle': angle}[name] * value
-      for name, value in terms.items()
+      costs['angle'] = angle, of_triples(student, teacher, mask)
+    return base.weighted_sum(
+      lesson,
+      {
+        name: (weight, base.for_each(lesson, cost))
+        for name, (weight, cost) in costs.items()
+      },
     )
-    return base.for_each(lesson, total), {
-      name: base.for_each(lesson, value) for name, value in terms.items()
-    }
 
   return base.stateless(loss, needs={base.Need.TEACHER_STATES})
 

@@ -7,6 +7,8 @@ the mean squared difference. The authors end the connector with batch normalisat
 ReLU, for CNNs whose features are positive; a transformer's are not.
 """
 
+from typing import Any
+
 from flax import linen as nn
 
 from td_jax import types
@@ -33,7 +35,7 @@ def srrl(*, classifier: float) -> base.Method:
     params: types.PyTree, lesson: base.Lesson
   ) -> tuple[types.PerExample, base.Terms]:
     teacher = lesson.teacher
-    connected = connector(lesson).apply(params, lesson.student.states.high)
+    connected: Any = connector(lesson).apply(params, lesson.student.states.high)
     features = losses.l2(
       base.pooled(connected), base.pooled(teacher.states.high)
     )
