@@ -18,6 +18,8 @@ from td_jax.methods import mixing
 from td_jax.methods import standardised
 from td_jax.models import split
 
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
+
 B, CLASSES = 6, 3
 _RNG = np.random.default_rng(0)
 _WIDTHS = {'student': (4, 5), 'teacher': (3, 2)}

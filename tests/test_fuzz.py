@@ -4,6 +4,8 @@ import pytest
 
 from benchmarks import fuzz_config
 
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
+
 
 @pytest.mark.usefixtures('small_movielens')
 @pytest.mark.filterwarnings('ignore:the load_module')

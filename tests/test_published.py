@@ -19,6 +19,8 @@ from td_jax.models import pretrained
 from td_jax.models import students
 from td_jax.models import vit
 
+pytestmark = pytest.mark.long  # `.ci/run` runs it on one Python.
+
 _FOLDER = pathlib.Path(__file__).parent / 'golden' / 'published'
 _CASES = sorted(
   path.name
