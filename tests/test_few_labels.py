@@ -211,6 +211,16 @@ def test_random_pairs():
   assert np.mean([key[:2] in rated for key in _keys(rows)]) < 0.9
 
 
+def test_more_pairs_than_there_are():
+  with pytest.raises(errors.ConfigError, match='pairs is 2147483647, but'):
+    _ratings_task(
+      **{
+        'data.unlabelled.source': 'pairs',
+        'data.unlabelled.pairs': 2**31 - 1,
+      }
+    )
+
+
 @pytest.mark.parametrize('kept', [True, False])
 def test_what_the_teacher_learns_from(kept):
   config = _ratings_config(

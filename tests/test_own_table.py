@@ -330,6 +330,23 @@ def test_a_target_that_is_always_the_same(tmp_path, values):
     _rows(config)
 
 
+@pytest.mark.parametrize('name', ['when', 'price'])
+def test_differences_that_float32_does_not_keep(tmp_path, name):
+  """Seconds since 1970, within a minute: in steps of 128 s nothing is left."""
+  rows = [{'when': i, 'price': 2 * i} for i in range(60)]
+  for row in rows:
+    row[name] += 1_700_000_000
+  _write(tmp_path / 'rows.csv', rows)
+  with pytest.raises(errors.DataError, match=f'{name} has .* lost in float32'):
+    _rows(_table(tmp_path / 'rows.csv', 'target=price'))
+  # Over years they are kept, and a column that never changes loses nothing.
+  for number, row in enumerate(rows):
+    row[name] += 1_000_000 * number
+    row['same'] = 16_777_217
+  _write(tmp_path / 'rows.csv', rows)
+  _rows(_table(tmp_path / 'rows.csv', 'target=price'))
+
+
 def test_a_class_may_be_spelt_in_several_ways(tmp_path):
   rows = [{'a': i, 'b': ('1', '1.0', '10', '')[i % 4]} for i in range(80)]
   _write(tmp_path / 'rows.csv', rows)
@@ -793,6 +810,13 @@ def test_dates_among_numbers(tmp_path):
     table_file.read(str(file), times=['t'])
   found = table_file.read(_write(file, [{'t': 3}]), numbers=['t'], times=['t'])
   assert found.numbers['t'] == found.times['t'] == [3]
+
+
+def test_a_file_of_names_alone_is_not_predicted(tmp_path, price):
+  file = tmp_path / 'none.csv'
+  file.write_text('area,city,floor,sold\n')
+  with pytest.raises(errors.DataError, match='and no rows'):
+    predict._table(td_jax.load(price[0]), str(file))
 
 
 def test_columns_with_the_names_of_predictions(tmp_path, price):

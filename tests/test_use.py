@@ -519,6 +519,13 @@ def test_what_cannot_be_exported_leaves_no_folder(ratings, tmp_path):
   assert not (tmp_path / 'out').exists()
 
 
+def test_a_run_is_not_replaced_by_its_export(ratings):
+  before = (ratings / 'config.json').read_bytes()
+  with pytest.raises(errors.ConfigError, match='the folder of a run'):
+    export.export(td_jax.load(ratings), 'safetensors', ratings)
+  assert (ratings / 'config.json').read_bytes() == before
+
+
 def test_the_card_by_hand(images, vision_teacher, tmp_path):
   student = td_jax.load(images, seed=1)
   results = dict(student.results)

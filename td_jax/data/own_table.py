@@ -340,6 +340,7 @@ def read(config: types.Config, *, log: types.Log = print) -> Rows:
     numbers=numbers,
     times=[data.time] if data.order == 'time' else [],
     delimiter=data.delimiter,
+    learnt=True,
   )
   target, class_names = _target(data, columns)
   filled = np.flatnonzero(~np.isnan(target))

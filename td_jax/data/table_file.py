@@ -22,6 +22,7 @@ from td_jax.storage import paths
 _BLOCK_BYTES = 1 << 22  # Of a CSV file.
 _BLOCK_ROWS = 1 << 16  # Of a Parquet file.
 _LONGEST_SHOWN = 60  # Characters of a value in a message.
+_BLUR = 0.01  # Of the spread of a column, the most that float32 may change.
 
 
 class Text(NamedTuple):
@@ -56,6 +57,7 @@ def read(
   times: Sequence[str] = (),
   delimiter: str = ',',
   rows: int | None = None,
+  learnt: bool = False,
 ) -> Columns:
   """Reads columns of a file.
 
@@ -66,6 +68,7 @@ def read(
     times: Columns of numbers, or of dates such as 2024-05-31 17:00.
     delimiter: Between the values of a CSV file.
     rows: How many rows are read at least; None reads all.
+    learnt: Refuse numbers whose differences float32 does not keep.
 
   Raises:
     errors.DataError: There is no such file or column, or a value cannot be read;
@@ -105,11 +108,29 @@ def read(
     done += len(block[next(iter(block))])
     if rows is not None and done >= rows:
       break
+  whole = {name: np.concatenate(parts) for name, parts in found.items()}
+  if learnt:
+    for name, values in whole.items():
+      _check_spread(f'{path}: {name}', values)
   return Columns(
     {name: column.finish() for name, column in codes.items()},
-    {name: np.concatenate(found[name]).astype(np.float32) for name in numbers},
+    {name: values.astype(np.float32) for name, values in whole.items()},
     {name: np.concatenate(parts) for name, parts in found_times.items()},
   )
+
+
+def _check_spread(name: str, values: np.ndarray) -> None:
+  """Raises a DataError where float32, with its seven digits, blurs float64 [n]."""
+  known = values[~np.isnan(values)]
+  if not len(known):
+    return
+  lost = known - known.astype(np.float32)
+  if np.std(lost) > _BLUR * np.std(known):
+    raise errors.DataError(
+      f'{name} has values from {known.min():.12g} to {known.max():.12g}, whose '
+      'differences are lost in float32, which keeps 7 digits; subtract '
+      f'{known.min():.12g} from all of them, or leave the column out.'
+    )
 
 
 class _UnreadableError(Exception):

@@ -14,6 +14,7 @@ that are hidden or absent, or random pairs of a user and an item.
 """
 
 from collections.abc import Mapping
+import math
 from typing import Any
 from typing import NamedTuple
 
@@ -295,11 +296,15 @@ def _unlabelled(
       "'rest' or 'none'."
     )
   rng = np.random.default_rng((config.data.labels.draw, _PAIRS_STREAM))
+  known = {name: np.unique(ids) for name, ids in table.rows(seen).ids.items()}
+  there = math.prod(map(len, known.values()))
+  if settings.pairs > there:
+    raise errors.ConfigError(
+      f'config.data.unlabelled.pairs is {settings.pairs}, but the users and items of '
+      f'the task make {there} pairs; choose fewer.'
+    )
   count = settings.pairs or len(seen)
-  drawn = {
-    name: rng.choice(np.unique(ids), count)
-    for name, ids in table.rows(seen).ids.items()
-  }
+  drawn = {name: rng.choice(ids, count) for name, ids in known.items()}
   return [table_lib.Examples(drawn, np.zeros((count, 0), np.float32))]
 
 

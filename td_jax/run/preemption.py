@@ -175,7 +175,5 @@ class Watch:
       reason = signal.Signals(number).name
     if not self.workdir:  # Of a command without one, or before it is known.
       return f'{reason}: {state}. Run the same command again.'
-    return (
-      f'{reason}: {state}. Run the same command with --workdir={self.workdir} to '
-      'continue from there.'
-    )
+    end = '' if state == NOTHING else ' to continue from there'
+    return f'{reason}: {state}. Run the same command with --workdir={self.workdir}{end}.'

@@ -36,6 +36,7 @@ from td_jax.models import layers
 from td_jax.models import published_export
 from td_jax.models import vit
 from td_jax.run import command_line
+from td_jax.run import results as results_lib
 from td_jax.storage import files
 from td_jax.use import card
 from td_jax.use import student as student_lib
@@ -48,10 +49,16 @@ def export(student: student_lib.Student, form: str, out: pathlib.Path) -> None:
   """Writes `student` into the folder `out`, in a format of `FORMATS`.
 
   Raises:
-    errors.ConfigError: There is no such format, or it cannot hold this network.
+    errors.ConfigError: There is no such format, it cannot hold this network, or
+      `out` is the folder of a run, whose files it would replace.
     errors.IOFailedError: The folder cannot be written.
   """
   errors.choose('--format', form, FORMATS)
+  if (out / results_lib.FILE).exists():
+    raise errors.ConfigError(
+      f'--out is {out}, the folder of a run, whose config.json would be replaced; '
+      f'choose another folder, such as {out / f"export-{form}"}.'
+    )
   contents = {**FORMATS[form](student), 'README.md': card.text(student, form)}
   known = getattr(student.preprocess, 'known', None)
   if known:

@@ -188,6 +188,8 @@ def _rows_of_file(
     [read[found].values[i] for i in read[found].numbers.tolist()]
     for found in columns.values()
   ]
+  if not values[0]:
+    raise errors.DataError(f'{name} has the names of columns, and no rows.')
   return [
     dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)
   ]
