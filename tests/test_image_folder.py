@@ -323,8 +323,11 @@ def test_the_config_is_completed_by_folder_and_weights(photos, teacher):
   assert (taught.width, taught.depth, taught.split) == (8, 2, (1, 2))
   assert (student.width, student.depth, student.split) == (8, 2, (1, 2))
   assert student.pooling == 'token_and_mean' and student.gelu == 'exact'
-  assert '3 classes, 24 images for training, 6 for validation' in lines[0]
-  assert 'warning: validation has 6 images' in lines[1]
+  # The blocks of the config are more than the teacher has.
+  assert 'depth is 4, and becomes 2' in lines[0]
+  assert 'config.model.split is (2, 4), which 2 blocks do not' in lines[1]
+  assert '3 classes, 24 images for training, 6 for validation' in lines[2]
+  assert 'warning: validation has 6 images' in lines[3]
   # A complete config stays as it is.
   again = completion.complete(config, log=lines.append)
   assert config_lib.to_json(again) == config_lib.to_json(config)

@@ -49,7 +49,7 @@ def complete(config: types.Config, *, log: types.Log) -> types.Config:
         f'{config.name} needs a teacher: give its weights as --config='
         f'{config.name}:data=DIR,teacher=DIR_OR_NPZ.'
       )
-    _take_over(config)
+    _take_over(config, log)
   _make_absolute(config.teacher)
   data.DOMAINS[config.domain].complete(config, log)
   return config
@@ -65,19 +65,24 @@ def _make_absolute(teacher: types.Config) -> None:
     teacher.build = f'{file}:{function}'
 
 
-def _take_over(config: types.Config) -> None:
+def _take_over(config: types.Config, log: types.Log) -> None:
   """Completes networks and images by the weights of the teacher, in place."""
   stored, scale = _stored(config)
   teacher, student = config.teacher.model, config.model
   teacher.update(stored)
-  teacher.split = _split(teacher)
+  _fit_split('config.teacher.model', teacher, log)
   for key, value in stored.items():
     # A student may be narrower than its teacher.
     stated = key in ('width', 'heads', 'mlp_width') and student[key]
     if key not in _STUDENTS and not stated:
       student[key] = value
-  student.depth = min(student.depth, teacher.depth)
-  student.split = _split(student)
+  if student.depth > teacher.depth:
+    log(
+      f'config.model.depth is {student.depth}, and becomes {teacher.depth}, the depth '
+      'of the teacher'
+    )
+    student.depth = teacher.depth
+  _fit_split('config.model', student, log)
   if teacher.class_token == 'none':
     student.pooling = 'mean'
   images = config.data
@@ -114,9 +119,14 @@ def _stored(
   }, scale
 
 
-def _split(network: types.Config) -> tuple[int, int]:
-  """The split that `network` states, or one in the middle and at the end."""
+def _fit_split(name: str, network: types.Config, log: types.Log) -> None:
+  """Splits `network` in the middle and at the end, where its own split is none."""
   low, high = network.split
   if 1 <= low < high <= network.depth:
-    return low, high
-  return max(network.depth // 2, 1), network.depth
+    return
+  network.split = (max(network.depth // 2, 1), network.depth)
+  if (low, high) != (0, 0):  # Which the config says where nobody has chosen.
+    log(
+      f'{name}.split is ({low}, {high}), which {network.depth} blocks do not have, '
+      f'and becomes {tuple(network.split)}'
+    )
