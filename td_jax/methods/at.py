@@ -26,7 +26,10 @@ def at(*, power: int) -> base.Method:
     power: p, of which larger ones weigh the largest activations more.
   """
 
-  def loss(lesson: base.Lesson) -> tuple[types.PerExample, base.Terms]:
+  def loss(
+    params: types.PyTree, lesson: base.Lesson
+  ) -> tuple[types.PerExample, base.Terms]:
+    del params
     student, teacher = lesson.student.states, lesson.teacher.states
     cost = jnp.zeros_like(lesson.batch.mask)
     for ours, theirs in zip(student, teacher, strict=True):
@@ -40,15 +43,17 @@ def at(*, power: int) -> base.Method:
       raise base.no_tokens()
     return base.NO_PARAMS
 
-  method = base.stateless(
+  return base.Method(
+    init,
     loss,
-    needs={
-      base.Need.TEACHER_STATES,
-      base.Need.SAME_TOKENS,
-      base.Need.SEVERAL_TOKENS,
-    },
+    needs=frozenset(
+      {
+        base.Need.TEACHER_STATES,
+        base.Need.SAME_TOKENS,
+        base.Need.SEVERAL_TOKENS,
+      }
+    ),
   )
-  return method._replace(init=init)
 
 
 def attention(

@@ -121,22 +121,41 @@ def in_units(method: Method, unit: float) -> Method:
   thousands of them. Reported costs are in the square of the unit, too.
   """
 
-  def scaled(lesson: Lesson) -> Lesson:
-    def side(side: split.Side) -> split.Side:
-      return side._replace(
-        output=side.output / unit,
-        output_of=lambda state, key: side.output_of(state, key) / unit,
-      )
+  return seeing_outputs(
+    method, lambda values: values / unit, labels=lambda y: y / unit
+  )
 
+
+def seeing_outputs(
+  method: Method,
+  change: Callable[[types.Array], types.Array],
+  *,
+  labels: Callable[[types.Array], types.Array] = lambda y: y,
+) -> Method:
+  """A method that sees changed outputs of the student and of all teachers.
+
+  Args:
+    method: What sees them.
+    change: From an output to the one that is seen.
+    labels: The same for labels.
+  """
+
+  def of(side: split.Side) -> split.Side:
+    return side._replace(
+      output=change(side.output),
+      output_of=lambda state, key: change(side.output_of(state, key)),
+    )
+
+  def inside(lesson: Lesson) -> Lesson:
     return lesson._replace(
-      student=side(lesson.student),
-      teachers={name: side(each) for name, each in lesson.teachers.items()},
-      batch=lesson.batch._replace(y=lesson.batch.y / unit),
+      student=of(lesson.student),
+      teachers={name: of(side) for name, side in lesson.teachers.items()},
+      batch=lesson.batch._replace(y=labels(lesson.batch.y)),
     )
 
   return method._replace(
-    init=lambda rng, lesson: method.init(rng, scaled(lesson)),
-    loss=lambda params, lesson: method.loss(params, scaled(lesson)),
+    init=lambda rng, lesson: method.init(rng, inside(lesson)),
+    loss=lambda params, lesson: method.loss(params, inside(lesson)),
   )
 
 
@@ -175,6 +194,19 @@ def whole_batch(lesson: Lesson, values: types.PyTree) -> types.PyTree:
   if lesson.axis_name is None:
     return values
   return lax.all_gather(values, lesson.axis_name, tiled=True)
+
+
+def related_features(
+  lesson: Lesson,
+) -> tuple[jt.Float[jt.Array, 'n _'], jt.Float[jt.Array, 'n _'], types.Array]:
+  """(the student's features, the teacher's, mask [n]) of the whole batch.
+
+  Features are high states, `pooled`.
+  """
+  sides = lesson.student, lesson.teacher
+  return whole_batch(
+    lesson, (*(pooled(s.states.high) for s in sides), lesson.batch.mask)
+  )
 
 
 def for_each(lesson: Lesson, cost: types.Array) -> types.PerExample:

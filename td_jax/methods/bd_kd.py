@@ -12,6 +12,7 @@ from jax import numpy as jnp
 
 from td_jax import types
 from td_jax.methods import base
+from td_jax.methods import losses
 
 
 def bd_kd(*, nu: float, temperature: float) -> base.Method:
@@ -27,7 +28,8 @@ def bd_kd(*, nu: float, temperature: float) -> base.Method:
       jax.nn.log_softmax(side.output / temperature)
       for side in (lesson.student, lesson.teacher)
     )
-    forward, reverse = _kl(log_h, log_g), _kl(log_g, log_h)
+    forward = losses.divergence(log_h, log_g)
+    reverse = losses.divergence(log_g, log_h)
     surer = _entropy(lax.stop_gradient(log_g)) < _entropy(log_h)
     cost = jnp.where(surer, nu, 1.0) * forward
     cost += jnp.where(surer, 1.0, nu) * reverse
@@ -36,11 +38,6 @@ def bd_kd(*, nu: float, temperature: float) -> base.Method:
   return base.stateless(
     loss, needs={base.Need.TEACHER_OUTPUT, base.Need.CLASS_LABELS}
   )
-
-
-def _kl(log_p: types.Array, log_q: types.Array) -> types.PerExample:
-  """KL(p || q) along the last axis."""
-  return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
 def _entropy(log_p: types.Array) -> types.PerExample:

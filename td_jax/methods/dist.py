@@ -38,7 +38,7 @@ def dist(*, beta: float, gamma: float, temperature: float) -> base.Method:
     # In a column padding counts as if it were not there.
     real = jnp.broadcast_to(mask, student.T.shape)
     intra = 1 - correlation(student.T, teacher.T, real).mean()
-    intra = jnp.broadcast_to(intra, inter.shape)
+    intra = base.for_each(lesson, intra)
     cost = temperature**2 * (beta * inter + gamma * intra)
     return cost, {'inter': inter, 'intra': intra}
 

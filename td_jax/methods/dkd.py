@@ -11,6 +11,7 @@ import jaxtyping as jt
 
 from td_jax import types
 from td_jax.methods import base
+from td_jax.methods import losses
 
 Logits = jt.Float[jt.Array, 'b classes']
 # A logit that removes a class. The authors subtract 1000, which leaves a
@@ -54,7 +55,10 @@ def divergences(
   is_target = jax.nn.one_hot(labels, student.shape[-1], dtype=bool)
   student_pair, student_others = _log_parts(student, is_target)
   teacher_pair, teacher_others = _log_parts(teacher, is_target)
-  return _kl(teacher_pair, student_pair), _kl(teacher_others, student_others)
+  return (
+    losses.divergence(teacher_pair, student_pair),
+    losses.divergence(teacher_others, student_others),
+  )
 
 
 def _log_parts(
@@ -74,8 +78,3 @@ def _log_parts(
     unlikely, jnp.log1p(-p_target), jax.nn.logsumexp(rest, axis=-1)
   )
   return jnp.stack([target, log_rest], axis=-1), jax.nn.log_softmax(rest)
-
-
-def _kl(log_p: types.Array, log_q: types.Array) -> types.PerExample:
-  """KL(p || q) along the last axis."""
-  return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)

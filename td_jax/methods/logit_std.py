@@ -11,7 +11,6 @@ import optax
 
 from td_jax import types
 from td_jax.methods import base
-from td_jax.models import split
 
 # Added to the spread, as the authors do.
 _EPSILON = 1e-7
@@ -19,27 +18,8 @@ _EPSILON = 1e-7
 
 def logit_std(method: base.Method) -> base.Method:
   """A method that sees standardised logits of the student and of all teachers."""
-
-  def inside(lesson: base.Lesson) -> base.Lesson:
-    return lesson._replace(
-      student=_standardised(lesson.student),
-      teachers={
-        name: _standardised(side) for name, side in lesson.teachers.items()
-      },
-    )
-
-  return method._replace(
-    init=lambda rng, lesson: method.init(rng, inside(lesson)),
-    loss=lambda params, lesson: method.loss(params, inside(lesson)),
-    needs=method.needs | {base.Need.CLASS_LABELS},
-  )
-
-
-def _standardised(side: split.Side) -> split.Side:
-  return side._replace(
-    output=z_score(side.output),
-    output_of=lambda state, key: z_score(side.output_of(state, key)),
-  )
+  seeing = base.seeing_outputs(method, z_score)
+  return seeing._replace(needs=method.needs | {base.Need.CLASS_LABELS})
 
 
 def z_score(logits: types.Array) -> types.Array:

@@ -55,9 +55,12 @@ def kl(
   """
   log_a = jax.nn.log_softmax(a / temperature)
   log_b = jax.nn.log_softmax(b / temperature)
-  return temperature**2 * mean(
-    jnp.sum(jnp.exp(log_b) * (log_b - log_a), axis=-1)
-  )
+  return temperature**2 * mean(divergence(log_b, log_a))
+
+
+def divergence(log_p: types.Array, log_q: types.Array) -> types.Array:
+  """KL(p || q) along the last axis, of log probabilities."""
+  return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
 DISTANCES: dict[str, Distance] = {

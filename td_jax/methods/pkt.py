@@ -20,14 +20,7 @@ def pkt() -> base.Method:
   """The divergence from the teacher's affinities between examples."""
 
   def loss(lesson: base.Lesson) -> tuple[types.PerExample, base.Terms]:
-    student, teacher, mask = base.whole_batch(
-      lesson,
-      (
-        base.pooled(lesson.student.states.high),
-        base.pooled(lesson.teacher.states.high),
-        lesson.batch.mask,
-      ),
-    )
+    student, teacher, mask = base.related_features(lesson)
     return base.for_each(lesson, divergence(student, teacher, mask)), {}
 
   return base.stateless(loss, needs={base.Need.TEACHER_STATES})

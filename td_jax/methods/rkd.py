@@ -27,14 +27,7 @@ def rkd(*, distance: float, angle: float) -> base.Method:
   """
 
   def loss(lesson: base.Lesson) -> tuple[types.PerExample, base.Terms]:
-    student, teacher, mask = base.whole_batch(
-      lesson,
-      (
-        base.pooled(lesson.student.states.high),
-        base.pooled(lesson.teacher.states.high),
-        lesson.batch.mask,
-      ),
-    )
+    student, teacher, mask = base.related_features(lesson)
     costs = {}
     if distance:
       costs['distance'] = distance, of_pairs(student, teacher, mask)
