@@ -368,7 +368,9 @@ def test_a_projection_is_orthogonal(shape):
   assert p.shape == shape
   gram = p.T @ p if shape[0] >= shape[1] else p @ p.T
   np.testing.assert_allclose(gram, np.eye(min(shape)), atol=1e-5)
-  # It is its own projection, and varies smoothly.
+  # The signs of columns are those of `free`, so that no column can turn around.
+  if shape[0] >= shape[1]:
+    assert (np.diagonal(p.T @ free) > 0).all()
   np.testing.assert_allclose(vkd.orthogonal(p), p, atol=1e-5)
   np.testing.assert_allclose(vkd.orthogonal(free * 1.001), p, atol=1e-5)
 

@@ -309,7 +309,7 @@ def distill(**weights: Any) -> types.Config:
   cfg.weights.state = anything(1.0)  # TD: L_SC.
   cfg.weights.mix = anything(1.0)  # Mixing.
   cfg.weights.ask = anything(1.0)  # Asking.
-  # From here on the authors' own, for terms that differ by orders of magnitude.
+  # The authors' weights, since these terms differ by orders of magnitude.
   cfg.weights.logit_std = anything(9.0)  # Standardised logits.
   cfg.weights.dist = anything(1.0)  # DIST.
   cfg.weights.bd_kd = anything(1.0)  # BD-KD.

@@ -49,8 +49,9 @@ def of_pairs(
 ) -> types.Array:
   """L_distance, over pairs of examples of mask 1."""
   real = jnp.outer(mask, mask)
+  # Distances from padding are 0 on both sides.
   difference = _distances(student, real) - _distances(teacher, real)
-  return jnp.sum(optax.huber_loss(difference) * real) / jnp.sum(real)
+  return jnp.sum(optax.huber_loss(difference)) / jnp.sum(real)
 
 
 def of_triples(

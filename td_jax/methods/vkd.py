@@ -50,7 +50,7 @@ def distance(
 def orthogonal(
   free: jt.Float[jt.Array, 'rows columns'],
 ) -> jt.Float[jt.Array, 'rows columns']:
-  """The nearest thing to `free` whose shorter side is orthonormal.
+  """A matrix with orthonormal columns, or rows if it has fewer, from a free one.
 
   The paper takes a matrix exponential, whose cost is the cube of the wider network; the
   QR decomposition parametrises the same matrices.
