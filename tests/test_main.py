@@ -407,6 +407,10 @@ def test_default_folders():
     assert re.fullmatch(r'runs/some-\d{8}-\d{6}-\d{6}', name)
 
 
+def test_no_name_leads_out_of_runs():
+  assert pathlib.Path(workdir.default('../some/name')).parent.name == 'runs'
+
+
 @_old_loader
 def test_a_tilde_is_the_home_folder(command, elsewhere, monkeypatch, tmp_path):
   del elsewhere

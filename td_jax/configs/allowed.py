@@ -86,14 +86,6 @@ def text() -> Allowed:
   )
 
 
-def name() -> Allowed:
-  """A part of the name of a folder."""
-  return Allowed(
-    'text in one line, without a slash',
-    lambda value: text().holds(value) and '/' not in value,
-  )
-
-
 def character() -> Allowed:
   """What separates the values of a line."""
   return Allowed(

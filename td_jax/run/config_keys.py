@@ -29,7 +29,7 @@ _ROUNDS = allowed.integer(0, 1000)
 _STUDENTS = allowed.integer(1, 1000)
 
 _RUN = {
-  'name': allowed.name(),
+  'name': allowed.text(),
   'domain': allowed.one_of(data.DOMAINS),
   'method': allowed.one_of(_METHODS),
   'seed': allowed.integer(0),

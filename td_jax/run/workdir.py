@@ -191,4 +191,5 @@ def default(config_name: str) -> str:
   """A new folder under runs/, named after the config and the time."""
   # With microseconds, because a script may start several runs in one second.
   now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S-%f')
-  return os.path.join('runs', f'{config_name}-{now}')
+  # A slash would lead out of runs/.
+  return os.path.join('runs', f'{config_name.replace("/", "_")}-{now}')
